@@ -1,0 +1,1 @@
+"""What the five scripts share, and the mathematics. Nothing happens at import."""

@@ -1,0 +1,230 @@
+"""Artefact folders: written aside, renamed when whole, described by run.json.
+
+A phase writes into `<output_dir>.partial` and `Run.finish` renames it, so a folder under its final name
+is complete. `run.json` records what it was made from; the same phase with the same settings and inputs has
+nothing to do, with others it refuses unless told to overwrite, and an interrupted one goes on.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from modernbert_small.settings import UserError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+_LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
+# Change how a run looks or where it runs, not what it makes.
+_NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
+                 "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
+                 "push_to_hub", "hub_token", "local_rank", "ddp_timeout"}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One run of a phase.
+
+    Attributes:
+        folder: where to write; `output_dir` once `finish` has renamed it.
+        record: what run.json holds.
+    """
+
+    output_dir: Path
+    folder: Path
+    record: dict[str, Any]
+    resumed: bool
+    _clock: float = field(default_factory=time.monotonic)
+
+    def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
+        """Write run.json and give the folder its final name; returns the record.
+
+        Raises:
+            ValueError: a measurement is not finite, which JSON cannot hold and no phase should report.
+        """
+        _require_finite(measurements, "")
+        self.record.update(measurements)
+        self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
+        write_json(self.folder / RUN_FILE, self.record)
+        replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self.output_dir.exists():
+            self.output_dir.rename(replaced)
+        self.folder.rename(self.output_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.folder = self.output_dir
+        return self.record
+
+
+def begin(
+    phase: str,
+    output_dir: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    overwrite: bool = False,
+) -> Run | None:
+    """Start, or go on with, a phase's run.
+
+    Args:
+        phase: the script's name.
+        output_dir: the artefact's final folder.
+        settings: resolved settings, JSON types.
+        inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash.
+        overwrite: replace a finished or half-finished artefact of other settings.
+
+    Returns:
+        The run, or None if the artefact is there already, made with the same settings from the same inputs.
+
+    Raises:
+        UserError: the artefact, or a half-finished one, was made with other settings or inputs, or
+            the folder holds something else.
+    """
+    final = Path(output_dir)
+    partial = final.with_name(final.name + ".partial")
+    record = {
+        "phase": phase,
+        "settings": json.loads(json.dumps(dict(settings), default=str)),
+        "inputs": {name: describe_input(value) for name, value in inputs.items()},
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    if final.is_file():
+        raise UserError(f"--output_dir {final}: is a file, expected a folder")
+    if final.exists() and any(final.iterdir()) and not overwrite:
+        if not (final / RUN_FILE).exists():
+            raise UserError(
+                f"--output_dir {final}: holds files that no run made; name another folder or pass --overwrite"
+            )
+        if not _differences(read_run(final), record):
+            logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
+            return None
+        raise UserError(_refusal(final, read_run(final), record))
+    resumed = False
+    if partial.exists():
+        earlier = read_run(partial) if (partial / RUN_FILE).exists() else None
+        if earlier is not None and not _differences(earlier, record):
+            resumed = True
+            record["started"] = earlier["started"]
+            logger.info("going on with the interrupted run in %s", partial)
+        elif earlier is not None and not overwrite:
+            raise UserError(_refusal(partial, earlier, record))
+        else:
+            shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / RUN_FILE, record)
+    return Run(final, partial, record, resumed)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What settings and inputs differ, as 'name: before -> now'."""
+    if before.get("phase") != now["phase"]:
+        return [f"phase: {before.get('phase')} -> {now['phase']}"]
+    changes = []
+    for part in ("settings", "inputs"):
+        old, new = before.get(part, {}), now[part]
+        for name in sorted(set(old) | set(new)):
+            if name not in _NOT_COMPARED and old.get(name) != new.get(name):
+                changes.append(f"{name}: {old.get(name)} -> {new.get(name)}")
+    return changes
+
+
+def _refusal(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changes = _differences(before, now)
+    shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+    return f"{folder} was made with other settings or inputs ({shown}); name another --output_dir or pass --overwrite"
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The record of an artefact folder.
+
+    Raises:
+        UserError: no run.json there, or not one of ours.
+    """
+    path = Path(folder) / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected the record of a finished phase") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the folder or pass --overwrite") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    temporary.replace(path)
+
+
+def describe_input(path_or_id: str) -> dict[str, str]:
+    """A local path with its content hash, or a hub id."""
+    path = Path(path_or_id)
+    return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
+
+
+def content_hash(path: Path) -> str:
+    """xxh3-128 over names and bytes of a file, or of a folder's files less run.json, logs and checkpoints."""
+    digest = xxhash.xxh3_128()
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.rglob("*") if p.is_file() and not _is_by_product(p.relative_to(path)))
+    )
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_by_product(relative: Path) -> bool:
+    return relative.name == RUN_FILE or any(
+        part.startswith((".", "checkpoint-")) or part in ("runs", "eval") for part in relative.parts
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout, None outside one."""
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _require_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"measurement {where.lstrip('.')} is {value}, expected a finite number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_finite(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_finite(item, f"{where}[{index}]")

@@ -1,0 +1,197 @@
+"""The settings of a script: default < recipe < command line, checked before anything is loaded."""
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
+Arguments = TypeVar("Arguments")
+
+SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
+
+
+class UserError(Exception):
+    """Something the user can put right. Printed as one line, exit status 2, no traceback."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, raised where the program stands so that what is open gets closed."""
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose complaints are UserErrors, the script's own settings first in --help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+    def group_own_settings_first(self, dataclass_type: type) -> None:
+        """Split --help in two: what the script declares itself, and what it inherits."""
+        own = set(dataclass_type.__dict__["__annotations__"]) | {"config", "help"}
+        if all(action.dest in own for action in self._actions):
+            return
+        self._optionals.title = "settings of this script"
+        inherited = self.add_argument_group("settings of TrainingArguments")
+        inherited._group_actions = [a for a in self._optionals._group_actions if a.dest not in own]
+        self._optionals._group_actions = [a for a in self._optionals._group_actions if a.dest in own]
+
+
+def parse_settings(
+    dataclass_type: type[Arguments], section: str, description: str | None, argv: Sequence[str] | None = None
+) -> Arguments:
+    """Read a script's settings: defaults, then the recipe's section, then the command line.
+
+    A recipe's values become command-line words placed before the real ones, so one parser checks
+    both: `learning_rate: 5e-4`, which YAML reads as a string, is a float as it is in the shell.
+
+    Args:
+        dataclass_type: the script's settings. If it has `problems() -> list[str]`, all of them are
+            reported together.
+        section: the script's section of the recipe.
+        description: the script's docstring, for --help.
+        argv: command line without the program; `sys.argv[1:]` by default.
+
+    Raises:
+        UserError: an unknown key, a wrong type or an impossible value, with the key and the value.
+    """
+    parser = _Parser(
+        dataclass_type,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE.yaml", help="recipe; its section for this script comes before the flags"
+    )
+    parser.group_own_settings_first(dataclass_type)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    recipe = _recipe_path(command_line)
+    words = _recipe_words(parser, Path(recipe), section) if recipe else []
+    namespace, unknown = parser.parse_known_args(words + command_line)
+    if unknown:
+        raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
+    values = {
+        field.name: getattr(namespace, field.name)
+        for field in dataclasses.fields(dataclass_type)
+        if field.init
+    }  # type: ignore[arg-type]
+    try:
+        settings = dataclass_type(**values)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"settings: {error}") from error
+    problems = settings.problems() if hasattr(settings, "problems") else []
+    if problems:
+        raise UserError("; ".join(problems))
+    return settings
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults and leaves the docstring's line breaks alone."""
+
+
+def _recipe_path(command_line: list[str]) -> str | None:
+    """The value of --config, read before anything else is parsed."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config")
+    try:
+        return early.parse_known_args(command_line)[0].config
+    except argparse.ArgumentError as error:
+        raise UserError(f"--config: {error}") from error
+
+
+def _recipe_words(parser: _Parser, recipe: Path, section: str) -> list[str]:
+    """One script's section of a recipe as command-line words."""
+    values = read_recipe(recipe).get(section) or {}
+    words = []
+    known = {action.dest for action in parser._actions} - {"config", "help"}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{recipe}: {section}: unknown key {key!r}{_suggestion(key, parser)}")
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
+    return words
+
+
+def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
+    """Read a recipe: one mapping per script, nothing else.
+
+    Raises:
+        UserError: no such file, no YAML, or a section that no script has.
+    """
+    try:
+        sections = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {recipe}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {recipe}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict):
+        raise UserError(f"{recipe}: expected sections {', '.join(SECTIONS)}, found {type(sections).__name__}")
+    for name, values in sections.items():
+        if name not in SECTIONS:
+            raise UserError(f"{recipe}: unknown section {name!r}; sections are {', '.join(SECTIONS)}")
+        if not isinstance(values, dict | None):
+            raise UserError(f"{recipe}: {name}: expected `key: value` lines, found {values!r}")
+    return sections
+
+
+def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:
+    """The nearest setting's name, if one is near."""
+    near = difflib.get_close_matches(key, [action.dest for action in parser._actions], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main` and turn what can go wrong into one line and an exit status.
+
+    2: the user can put it right. 130, 143: SIGINT, SIGTERM. 1: the disk is full. Anything else is
+    a defect of this project and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in (
+        "httpx",
+        "httpcore",
+        "sentence_transformers",
+        "datasets",
+        "huggingface_hub",
+        "accelerate",
+        "filelock",
+    ):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    status = 0
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except (KeyboardInterrupt, Terminated) as stop:
+        status = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        print(f"stopped; go on with: python {' '.join(sys.argv)}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or 'output'}; free some space, then run the same command again",
+            file=sys.stderr,
+        )
+        status = 1
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
+    raise Terminated(143)
