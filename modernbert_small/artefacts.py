@@ -168,9 +168,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary name, then rename."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(
-        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

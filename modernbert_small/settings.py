@@ -81,11 +81,7 @@ def parse_settings(
     namespace, unknown = parser.parse_known_args(words + command_line)
     if unknown:
         raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
-    values = {
-        field.name: getattr(namespace, field.name)
-        for field in dataclasses.fields(dataclass_type)
-        if field.init
-    }  # type: ignore[arg-type]
+    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(dataclass_type) if field.init}  # type: ignore[arg-type]
     try:
         settings = dataclass_type(**values)
     except (ValueError, ImportError) as error:

@@ -1,0 +1,244 @@
+"""Phase 4: label the corpus with a large embedding model, reduced to the student's width.
+
+In:   data/corpus (phase 1), a SentenceTransformer as teacher.
+Out:  data/distil: the corpus's rows as `sentence`, with `label`, a float16 unit vector;
+      checkpoints/teacher: the teacher with its projection, whose `encode` gives the labels.
+
+    python create_distil_dataset.py                                          # gte-modernbert-base, one CUDA GPU
+    python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 8192   # a CPU
+
+A random sample is encoded, the projection fitted on it and added to the teacher as a Dense module; then all
+rows are labelled in batches of similar length, shard by shard, so that a killed run goes on at the first
+missing shard. LEAF (https://arxiv.org/abs/2509.12539) is the recipe to train on such labels.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from tqdm import tqdm
+
+from modernbert_small.artefacts import Run, begin, content_hash
+from modernbert_small.attention import ATTN_IMPLEMENTATIONS
+from modernbert_small.labels import Labeller, read_blocks
+from modernbert_small.models import best_device, load_sentence_transformer, require_finite
+from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
+from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.tokens import count_rows, split_files
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_SHARD = 32_768  # what a killed run may lose: seconds on a GPU, minutes on a CPU
+QUALITY_ROWS = 2_000  # held-out texts whose cosines and neighbours measure the projection
+COLUMNS = ("text", "source", "kind")
+
+
+@dataclass
+class DistilDatasetArguments:
+    """Settings of phase 4."""
+
+    teacher_name_or_path: str = field(
+        default="Alibaba-NLP/gte-modernbert-base",
+        metadata={"help": "embedding model with the quality to keep, hub id or folder"},
+    )
+    train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
+    output_dir: str = field(default="data/distil", metadata={"help": "folder to write: sentences with labels"})
+    teacher_output_dir: str = field(
+        default="checkpoints/teacher", metadata={"help": "folder to write: the teacher with its projection"}
+    )
+    embedding_dim: int = field(default=384, metadata={"help": "width of the labels, the student's hidden_size"})
+    pca_sample_size: int = field(
+        default=100_000, metadata={"help": "texts the projection is fitted on; 2,000 cost a point of neighbour recall"}
+    )
+    tokens_per_batch: int = field(default=65_536, metadata={"help": "tokens in a batch, padding included"})
+    attn_implementation: str = field(
+        default="auto",
+        metadata={"help": f"for a ModernBERT teacher: {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best"},
+    )
+    seed: int = field(default=42, metadata={"help": "of the sample"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, before anything is loaded."""
+        found = []
+        if self.embedding_dim < 2:
+            found.append(f"embedding_dim: {self.embedding_dim}, expected at least 2")
+        if self.pca_sample_size < self.embedding_dim:
+            found.append(f"pca_sample_size: {self.pca_sample_size} texts do not fix {self.embedding_dim} directions")
+        if self.tokens_per_batch < 1:
+            found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
+        if self.attn_implementation not in ATTN_IMPLEMENTATIONS:
+            found.append(f"attn_implementation: {self.attn_implementation}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
+        return found
+
+
+def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) -> int:
+    """The teacher's width, refused if the labels would be wider."""
+    width = teacher.get_embedding_dimension()
+    if width is None or width < args.embedding_dim:
+        raise UserError(
+            f"embedding_dim: {args.embedding_dim} is wider than the teacher's {width}; use at most {width}, or a wider "
+            "--teacher_name_or_path"
+        )
+    require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
+    return int(width)
+
+
+def sample_texts(args: DistilDatasetArguments, split: str, size: int) -> tuple[list[str], list[str]]:
+    """Texts and kinds of a random sample of a split, the whole split if it is smaller."""
+    files = split_files(args.train_file, split)
+    total = count_rows(files)
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(total)[:size])
+    texts: list[str] = []
+    kinds: list[str] = []
+    first = 0
+    for table in read_blocks(files, ("text", "kind"), ROWS_PER_SHARD):
+        rows = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(table))] - first
+        picked = table.take(pa.array(rows))
+        texts += picked["text"].to_pylist()
+        kinds += picked["kind"].to_pylist()
+        first += len(table)
+    return texts, kinds
+
+
+def reduce_teacher(
+    teacher: SentenceTransformer, args: DistilDatasetArguments
+) -> tuple[SentenceTransformer, dict[str, Any]]:
+    """Fit the projection, append it to the teacher, and measure what it keeps on held-out texts."""
+    labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
+    heldout = labeller.embed(labeller.tokenize(*sample_texts(args, "validation", QUALITY_ROWS)))
+    if heldout.shape[1] == args.embedding_dim:
+        logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
+        return _with_modules(teacher, []), {"projection": None}
+    texts, kinds = sample_texts(args, "train", args.pca_sample_size)
+    logger.info("fitting %d -> %d on %s texts", heldout.shape[1], args.embedding_dim, f"{len(texts):,}")
+    basis, energy = fit_projection(labeller.embed(labeller.tokenize(texts, kinds)), args.embedding_dim)
+    quality = projection_quality(heldout, unit_vectors(heldout) @ basis)
+    dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
+    dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
+    report = {
+        "sample_texts": len(texts),
+        "explained_energy": round(float(energy.sum()), 6),
+        **quality,
+        "spectrum": [round(float(share), 8) for share in energy],
+    }
+    logger.info(
+        "explained energy %.2f %%; on %d held-out texts: correlation of cosines %.4f, neighbours kept %.1f %%",
+        100 * report["explained_energy"],
+        len(heldout),
+        quality["cosine_correlation"],
+        100 * quality["neighbour_recall"],
+    )
+    return _with_modules(teacher, [dense]), {"projection": report}
+
+
+def _with_modules(teacher: SentenceTransformer, more: list[torch.nn.Module]) -> SentenceTransformer:
+    """The teacher with modules appended, ending in one Normalize, its prompts kept."""
+    modules = [module for module in teacher if not isinstance(module, Normalize)]
+    return SentenceTransformer(
+        modules=[*modules, *more, Normalize()],
+        prompts=teacher.prompts,
+        default_prompt_name=teacher.default_prompt_name,
+        similarity_fn_name="cosine",
+        device=str(best_device()),
+    )
+
+
+def save_reduced_teacher(
+    teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str]
+) -> SentenceTransformer:
+    """The reduced teacher, made now or found where an interrupted run left it."""
+    run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
+    if run is None:
+        return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
+    reduced, report = reduce_teacher(teacher, args)
+    require_finite(reduced, "the reduced teacher")
+    reduced.save_pretrained(str(run.folder))
+    run.finish(report)
+    return reduced
+
+
+def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> dict[str, int]:
+    """Label one split, shard by shard, tokenising the next shard while the device works on this one."""
+    files = split_files(args.train_file, split)
+    total = count_rows(files)
+    shards = math.ceil(total / ROWS_PER_SHARD)
+    paths = [run.folder / f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
+    blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
+    tokens = 0
+    with tqdm(total=total, desc=f"labelling {split}", unit="row", disable=None) as bar:
+        for path, table, rows in tokenized_ahead(labeller, blocks):
+            if rows:
+                write_shard(path, table, labeller.embed(rows), args.embedding_dim)
+                tokens += sum(map(len, rows))
+            bar.update(len(table))
+    return {"rows": total, "tokens": tokens}
+
+
+def tokenized_ahead(
+    labeller: Labeller, blocks: Iterator[tuple[Path, pa.Table]]
+) -> Iterator[tuple[Path, pa.Table, list[NDArray[np.int64]]]]:
+    """Blocks with their token ids, one ahead of the consumer; no ids for shards that are there already."""
+
+    def work(path: Path, table: pa.Table) -> tuple[Path, pa.Table, list[NDArray[np.int64]]]:
+        if path.exists():
+            return path, table, []
+        return path, table, labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist())
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for block in blocks:
+            following = pool.submit(work, *block)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
+
+
+def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int) -> None:
+    """Write labels beside their sentences, aside first, then renamed."""
+    if embeddings.shape != (len(table), width):
+        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
+    labels = unit_vectors(embeddings).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
+    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
+    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
+    path.with_suffix(".tmp").replace(path)
+
+
+def main() -> None:
+    """Corpus and teacher in, labels and reduced teacher out."""
+    args = parse_settings(DistilDatasetArguments, "create_distil_dataset", __doc__)
+    split_files(args.train_file, "train")
+    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    check_teacher(teacher, args)
+    inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
+    run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
+    if run is None:
+        return
+    reduced = save_reduced_teacher(teacher, args, inputs)
+    labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
+    counts = {split: label_split(labeller, args, run, split) for split in ("validation", "train")}
+
+    files = {
+        path.name: {"rows": count_rows([path]), "hash": content_hash(path)}
+        for path in sorted(run.folder.glob("*.parquet"))
+    }
+    run.finish({"counts": counts, "files": files})
+    logger.info("wrote %s and %s; next: python distil_train.py", args.output_dir, args.teacher_output_dir)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,176 @@
+"""Phase 5: teach the small model the teacher's embeddings.
+
+In:   checkpoints/mlm (phase 3), data/distil and checkpoints/teacher (phase 4).
+Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card.
+
+    python distil_train.py                                                      # one CUDA GPU
+    python distil_train.py --tokens_per_batch 4096 --eval_datasets <folder>     # a laptop without the hub
+
+The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
+Held-out similarity and NanoBEIR are watched, the best checkpoint by held-out similarity is kept, and student
+and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import SequentialEvaluator
+from sentence_transformers.sentence_transformer.losses import MSELoss
+
+from modernbert_small.artefacts import begin
+from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.card import write_model_card
+from modernbert_small.distillation import DistillationDataset, DistillationTrainer, load_labels, new_student
+from modernbert_small.models import explain_load_errors, load_sentence_transformer, require_finite
+from modernbert_small.retrieval import RetrievalSet, compare, evaluator, format_comparison, load_retrieval_sets
+from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.tokens import tokenize_split
+from modernbert_small.training import resolve_precision, train, training_problems
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DistilTrainArguments(SentenceTransformerTrainingArguments):
+    """Settings of phase 5; the rest are sentence-transformers' and transformers' training arguments."""
+
+    model_name_or_path: str = field(default="checkpoints/mlm", metadata={"help": "phase 3's student"})
+    teacher_name_or_path: str = field(
+        default="checkpoints/teacher", metadata={"help": "phase 4's reduced teacher, compared with at the end"}
+    )
+    train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
+    output_dir: str | None = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
+    eval_datasets: list[str] = field(
+        default_factory=lambda: ["msmarco", "hotpotqa"],
+        metadata={"help": "retrieval sets: NanoBEIR names, or folders laid out like NanoBEIR"},
+    )
+    max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer ones are cut"})
+    tokens_per_batch: int = field(
+        default=16_384, metadata={"help": "tokens in a batch on each device; small batches distil best (LEAF)"}
+    )
+    attn_implementation: str = field(
+        default="auto", metadata={"help": f"{', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best here"}
+    )
+    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})
+    learning_rate: float = field(default=5e-4, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
+    warmup_steps: float = field(default=0.05, metadata={"help": "steps, or below 1 a share of all"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of weights; not of biases and norms"})
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where the hardware has it"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
+    eval_steps: float | None = field(default=1000, metadata={"help": "steps between evaluations"})
+    save_steps: float = field(default=1000, metadata={"help": "steps between checkpoints; a killed run resumes there"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep, the best among them"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
+    metric_for_best_model: str | None = field(
+        default="eval_similarity", metadata={"help": "held-out cosine to the labels; reported sets are not chosen on"}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "of metric_for_best_model"})
+    report_to: str | None = field(default="tensorboard", metadata={"help": "transformers' integrations"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
+
+    def __post_init__(self) -> None:
+        """Settle what depends on the hardware, then let TrainingArguments check itself."""
+        resolve_precision(self)
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, before anything is loaded."""
+        return training_problems(self)
+
+
+def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
+    """The student with packed attention, as wide as the teacher."""
+    flag = "--model_name_or_path"
+    with explain_load_errors(flag, args.model_name_or_path):
+        student = new_student(args.model_name_or_path, args.max_seq_length)
+    encoder = student[0].auto_model
+    if encoder.config.model_type != "modernbert":
+        raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
+    if student.get_embedding_dimension() != teacher.get_embedding_dimension():
+        raise UserError(
+            f"{flag} {args.model_name_or_path}: {student.get_embedding_dimension()} wide, but the teacher's vectors "
+            f"are {teacher.get_embedding_dimension()}; make labels with --embedding_dim "
+            f"{student.get_embedding_dimension()}"
+        )
+    require_finite(student, f"{flag} {args.model_name_or_path}")
+    use_packed_attention(encoder, args.attn_implementation, args.device)
+    return student
+
+
+def load_data(args: DistilTrainArguments, student: SentenceTransformer, split: str) -> DistillationDataset:
+    """A split's sentences, tokenised, with their labels."""
+    labels = load_labels(args.train_file, split)
+    if labels.shape[1] != student.get_embedding_dimension():
+        raise UserError(
+            f"--train_file {args.train_file}: labels are {labels.shape[1]} wide, the student "
+            f"{student.get_embedding_dimension()}; make them again with create_distil_dataset.py"
+        )
+    store = tokenize_split(args.train_file, split, "sentence", student.tokenizer, args.max_seq_length)
+    logger.info("%s: %s rows, %s tokens", split, f"{len(store):,}", f"{store.offsets[-1]:,}")
+    return DistillationDataset(store, labels)
+
+
+def new_trainer(
+    args: DistilTrainArguments,
+    student: SentenceTransformer,
+    train_data: DistillationDataset,
+    heldout: DistillationDataset,
+    datasets: list[RetrievalSet],
+) -> DistillationTrainer:
+    """Sentence-transformers' trainer with MSE, watched on held-out labels and the retrieval sets."""
+    return DistillationTrainer(
+        model=student,
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=heldout,
+        loss=MSELoss(student),
+        evaluator=SequentialEvaluator([evaluator(dataset) for dataset in datasets]) if datasets else None,
+    )
+
+
+def save(args: DistilTrainArguments, student: SentenceTransformer, folder: Path, record: dict[str, Any]) -> None:
+    """Write the final model and its card."""
+    require_finite(student, "the trained student")
+    student.save_pretrained(str(folder), create_model_card=False)
+    write_model_card(folder, args, record, student.get_embedding_dimension())
+
+
+def main() -> None:
+    """Student, labels and teacher in, embedding model out."""
+    args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
+    output_dir = args.output_dir
+    datasets = load_retrieval_sets(args.eval_datasets)
+    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    student = load_student(args, teacher)
+    inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
+    run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
+    if run is None:
+        return
+    args.output_dir = str(run.folder)
+    train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
+
+    trainer = new_trainer(args, student, train_data, heldout, datasets)
+    measurements = train(trainer, run.folder)
+    heldout_metrics = trainer.evaluate()
+    comparison = compare(student, teacher, datasets)
+    measurements |= {
+        "heldout_similarity": heldout_metrics["eval_similarity"],
+        "comparison": comparison,
+        "rows": {"train": len(train_data), "validation": len(heldout)},
+        "truncated_rows": train_data.store.truncated,
+    }
+    save(args, student, run.folder, measurements)
+    run.finish(measurements)
+    print(
+        f"\nheld-out cosine to the teacher: {heldout_metrics['eval_similarity']:.4f}\n{format_comparison(comparison)}\n"
+    )
+    logger.info('wrote %s; next, in Python: SentenceTransformer("%s")', output_dir, output_dir)
+
+
+if __name__ == "__main__":
+    run_script(main)

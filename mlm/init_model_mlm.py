@@ -1,0 +1,216 @@
+"""Phase 2: the small model's first weights, from a large ModernBERT by GUIDE.
+
+In:   a ModernBERT with masked-LM head (--teacher_name_or_path), and phase 1's corpus for the report.
+Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with the teacher's tokenizer.
+
+    python mlm/init_model_mlm.py                                     # ModernBERT-base -> 12 layers x 384
+    python mlm/init_model_mlm.py --hidden_size 192 --num_attention_heads 3 --intermediate_size 384
+
+PCA of the teacher's token embeddings gives a basis and the student's embeddings; the first layer, the norms
+and the MLM head are projected with it; the other layers start as ModernBERT's do.
+Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from modernbert_small.artefacts import begin
+from modernbert_small.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
+from modernbert_small.masking import MaskedLMDataset, masked_lm_loss
+from modernbert_small.models import best_device, load_config, load_encoder, load_tokenizer, require_finite
+from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.tokens import tokenize_split
+
+logger = logging.getLogger(__name__)
+
+REPORT_TOKENS = 32_768  # about a minute of ModernBERT-base on two CPU cores
+
+
+@dataclass
+class InitModelArguments:
+    """Settings of phase 2. Sizes are the seed's model: 12 layers x 384."""
+
+    teacher_name_or_path: str = field(
+        default="answerdotai/ModernBERT-base",
+        metadata={"help": "large encoder, hub id or folder; if not a ModernBERT, only its embeddings transfer"},
+    )
+    output_dir: str = field(default="checkpoints/init", metadata={"help": "folder to write"})
+    hidden_size: int = field(default=384, metadata={"help": "width of the student"})
+    num_hidden_layers: int = field(default=12, metadata={"help": "layers of the student"})
+    num_attention_heads: int = field(
+        default=6,
+        metadata={"help": "heads of the student; hidden_size / heads must be the teacher's head_dim"},
+    )
+    intermediate_size: int = field(
+        default=768,
+        metadata={"help": "GeGLU neurons a layer; twice the width keeps the seed's 37 M parameters"},
+    )
+    max_position_embeddings: int = field(default=1024, metadata={"help": "longest input, in tokens"})
+    init: Literal["guide", "random", "embeddings"] = field(
+        default="guide",
+        metadata={"help": "guide: embeddings, first layer, norms and head; embeddings: these alone; random: none"},
+    )
+    train_file: str = field(
+        default="data/corpus",
+        metadata={"help": "corpus whose validation split the report's losses are measured on; may be missing"},
+    )
+    seed: int = field(default=42, metadata={"help": "of the layers that start at random"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, before anything is loaded."""
+        found = [
+            f"{name}: {getattr(self, name)}, expected at least 1"
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+            if getattr(self, name) < 1
+        ]
+        if self.max_position_embeddings < 8:
+            found.append(f"max_position_embeddings: {self.max_position_embeddings}, expected at least 8")
+        if not found and self.hidden_size % (2 * self.num_attention_heads):
+            found.append(
+                f"num_attention_heads: hidden_size {self.hidden_size} / {self.num_attention_heads} heads is not an "
+                "even whole number, which RoPE needs"
+            )
+        return found
+
+
+def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a student that the teacher cannot fill."""
+    if args.init == "random":
+        return
+    problems = []
+    if teacher.hidden_size < args.hidden_size:
+        problems.append(f"hidden_size: {args.hidden_size} is wider than the teacher's {teacher.hidden_size}")
+    if len(tokenizer) > teacher.vocab_size:
+        problems.append(f"the tokenizer has {len(tokenizer)} entries, the teacher's embeddings {teacher.vocab_size}")
+    if args.init == "guide" and isinstance(teacher, ModernBertConfig):
+        head_dim = teacher.hidden_size // teacher.num_attention_heads
+        if args.hidden_size != args.num_attention_heads * head_dim:
+            problems.append(
+                f"num_attention_heads: {args.num_attention_heads} x head_dim {head_dim} = "
+                f"{args.num_attention_heads * head_dim}, but hidden_size is {args.hidden_size}; "
+                f"use {args.hidden_size // head_dim} heads or --init embeddings"
+            )
+        for name in ("num_attention_heads", "intermediate_size"):
+            if getattr(args, name) > getattr(teacher, name):
+                problems.append(f"{name}: {getattr(args, name)} is more than the teacher's {getattr(teacher, name)}")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def new_student(
+    args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> ModernBertForMaskedLM:
+    """A student of the asked sizes as ModernBERT initialises it."""
+    set_seed(args.seed)
+    return ModernBertForMaskedLM(
+        student_config(
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            intermediate_size=args.intermediate_size,
+            max_position_embeddings=args.max_position_embeddings,
+            vocab_size=teacher.vocab_size,
+            special_ids={f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+            | {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id},
+            teacher=teacher if isinstance(teacher, ModernBertConfig) else None,
+        )
+    )
+
+
+def transfer(
+    args: InitModelArguments, student: ModernBertForMaskedLM, teacher: PreTrainedModel
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Fill the student from the teacher; returns the report and each direction's explained variance."""
+    if args.init == "random":
+        return {"transferred": [], "explained_variance": None}, None
+    embeddings = teacher.get_input_embeddings().weight.detach()
+    basis, explained = principal_basis(embeddings, args.hidden_size)
+    names = transfer_embeddings(student, embeddings, basis)
+    if args.init == "guide" and isinstance(teacher, ModernBertForMaskedLM):
+        names += transfer_first_layer(student, teacher, basis)
+    elif args.init == "guide":
+        logger.warning(
+            "the teacher is a %s, not a ModernBERT with masked-LM head: its embeddings transfer, its layers do not",
+            type(teacher).__name__,
+        )
+    return {"transferred": names, "explained_variance": round(float(explained.sum()), 6)}, explained
+
+
+def measure_losses(
+    args: InitModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    models: dict[str, PreTrainedModel],
+) -> dict[str, float]:
+    """Held-out MLM loss of each model on the corpus's validation split, if there is one."""
+    if not Path(args.train_file).exists():
+        logger.info("no corpus at %s: held-out losses are not measured", args.train_file)
+        return {}
+    store = tokenize_split(args.train_file, "validation", "text", tokenizer, args.max_position_embeddings)
+    dataset = MaskedLMDataset(store, tokenizer, mlm_probability=0.3)
+    losses = {}
+    for name, model in models.items():
+        losses[name] = round(masked_lm_loss(model.to(best_device()), dataset, REPORT_TOKENS, args.seed), 4)
+        model.to("cpu")
+    return losses
+
+
+def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
+    """Say which tensors came from where, and what that is worth."""
+    parameters = student.num_parameters()
+    logger.info("student: %.1f M parameters, %d tensors", parameters / 1e6, len(dict(student.named_parameters())))
+    for name in report["transferred"]:
+        logger.info("  from the teacher  %s", name)
+    logger.info("  all else          as ModernBERT initialises it (norms 1, truncated normal)")
+    if report["explained_variance"] is not None:
+        logger.info("explained variance of the token embeddings: %.1f %%", 100 * report["explained_variance"])
+    for name, loss in report["heldout_mlm_loss"].items():
+        logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
+
+
+def main() -> None:
+    """Teacher in, student out."""
+    args = parse_settings(InitModelArguments, "init_model_mlm", __doc__)
+    teacher_config = load_config("--teacher_name_or_path", args.teacher_name_or_path)
+    tokenizer = load_tokenizer("--teacher_name_or_path", args.teacher_name_or_path)
+    check_sizes(args, teacher_config, tokenizer)
+    inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
+    run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite)
+    if run is None:
+        return
+    teacher, has_head = load_encoder("--teacher_name_or_path", args.teacher_name_or_path)
+    require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
+    student = new_student(args, teacher_config, tokenizer)
+    report, explained = transfer(args, student, teacher)
+    require_finite(student, "the student")
+
+    models = {"teacher": teacher} if has_head else {}
+    models |= {"student": student, "random student": new_student(args, teacher_config, tokenizer)}
+    report["heldout_mlm_loss"] = measure_losses(args, tokenizer, models)
+    log_report(student, report)
+
+    tokenizer.model_max_length = args.max_position_embeddings
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
+    student.save_pretrained(run.folder)
+    tokenizer.save_pretrained(run.folder)
+    spectrum = [] if explained is None else [round(value, 8) for value in explained.tolist()]
+    run.finish({**report, "spectrum": spectrum, "parameters": student.num_parameters()})
+    logger.info("wrote %s; next: python mlm/pre_train.py", args.output_dir)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    run_script(main)

@@ -1,0 +1,169 @@
+"""Phase 3: teach the small model language, by masked language modelling on the corpus.
+
+In:   checkpoints/init (phase 2), data/corpus (phase 1).
+Out:  checkpoints/mlm, which ModernBertForMaskedLM.from_pretrained loads, with the Trainer's checkpoint-*.
+
+    python mlm/pre_train.py                                        # one CUDA GPU
+    python mlm/pre_train.py --tokens_per_batch 4096 --max_steps 200   # a laptop
+
+30 % of the tokens are hidden, as ModernBERT does (https://arxiv.org/abs/2412.13663). Rows are packed, with
+no padding, and logits exist at hidden tokens only. Every flag of transformers' TrainingArguments works.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import (
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from modernbert_small.artefacts import begin
+from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.masking import MaskedLMDataset
+from modernbert_small.models import explain_load_errors, load_tokenizer, require_finite
+from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.tokens import tokenize_split
+from modernbert_small.training import PackedTrainerMixin, resolve_precision, train, training_problems
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PreTrainArguments(TrainingArguments):
+    """Settings of phase 3; the rest are transformers' TrainingArguments."""
+
+    model_name_or_path: str = field(default="checkpoints/init", metadata={"help": "phase 2's student"})
+    train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
+    output_dir: str | None = field(default="checkpoints/mlm", metadata={"help": "folder to write"})
+    mlm_probability: float = field(default=0.3, metadata={"help": "share of the tokens to hide (ModernBERT: 0.3)"})
+    max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer ones are cut"})
+    tokens_per_batch: int = field(
+        default=65_536, metadata={"help": "tokens in a batch on each device; a full text's length at least"}
+    )
+    attn_implementation: str = field(
+        default="auto", metadata={"help": f"{', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best here"}
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the corpus"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
+    warmup_steps: float = field(default=0.05, metadata={"help": "steps, or below 1 a share of all"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of weights; not of biases and norms"})
+    adam_beta2: float = field(default=0.98, metadata={"help": "as ModernBERT"})
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where the hardware has it"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
+    eval_steps: float | None = field(default=1000, metadata={"help": "steps between held-out losses"})
+    save_steps: float = field(
+        default=1000, metadata={"help": "steps between checkpoints, which a killed run resumes from"}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
+    report_to: str | None = field(default="tensorboard", metadata={"help": "transformers' integrations"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
+
+    def __post_init__(self) -> None:
+        """Settle what depends on the hardware, then let TrainingArguments check itself."""
+        resolve_precision(self)
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, before anything is loaded."""
+        found = training_problems(self)
+        if not 0 < self.mlm_probability < 1:
+            found.append(f"mlm_probability: {self.mlm_probability}, expected a share between 0 and 1")
+        return found
+
+
+class MaskedLMTrainer(PackedTrainerMixin, Trainer):
+    """transformers' Trainer on packed, masked batches."""
+
+
+class Perplexity(TrainerCallback):
+    """Adds exp(loss) to what an evaluation reports."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Called with the evaluation's metrics."""
+        if "eval_loss" in metrics:
+            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 50))
+            logger.info("held-out loss %.4f, perplexity %.2f", metrics["eval_loss"], metrics["eval_perplexity"])
+
+
+def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTrainedTokenizerBase]:
+    """The student with packed attention, and its tokenizer."""
+    flag = "--model_name_or_path"
+    tokenizer = load_tokenizer(flag, args.model_name_or_path)
+    with explain_load_errors(flag, args.model_name_or_path):
+        student = ModernBertForMaskedLM.from_pretrained(args.model_name_or_path)
+    if len(tokenizer) > student.config.vocab_size:
+        raise UserError(
+            f"{flag} {args.model_name_or_path}: the tokenizer has {len(tokenizer)} entries, the model's embeddings "
+            f"{student.config.vocab_size}; expected a tokenizer that fits the model"
+        )
+    if args.max_seq_length > student.config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length: {args.max_seq_length} is more than the model's max_position_embeddings "
+            f"{student.config.max_position_embeddings}"
+        )
+    require_finite(student, f"{flag} {args.model_name_or_path}")
+    student.sparse_prediction = True  # logits where labels are, nowhere else
+    use_packed_attention(student, args.attn_implementation, args.device)
+    return student, tokenizer
+
+
+def load_data(args: PreTrainArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskedLMDataset, MaskedLMDataset]:
+    """Training and held-out text, tokenised."""
+    train_data, heldout = (
+        MaskedLMDataset(
+            tokenize_split(args.train_file, split, "text", tokenizer, args.max_seq_length),
+            tokenizer,
+            args.mlm_probability,
+        )
+        for split in ("train", "validation")
+    )
+    logger.info("%s training rows, %s tokens", f"{len(train_data):,}", f"{train_data.store.offsets[-1]:,}")
+    return train_data, heldout
+
+
+def main() -> None:
+    """Student and corpus in, trained student out."""
+    args = parse_settings(PreTrainArguments, "pre_train", __doc__)
+    output_dir = args.output_dir
+    student, tokenizer = load_student(args)
+    inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
+    run = begin("pre_train", output_dir, args.to_dict(), inputs, args.overwrite)
+    if run is None:
+        return
+    args.output_dir = str(run.folder)
+    train_data, heldout = load_data(args, tokenizer)
+    trainer = MaskedLMTrainer(
+        model=student,
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=heldout,
+        processing_class=tokenizer,
+        callbacks=[Perplexity()],
+    )
+    measurements = train(trainer, run.folder)
+    metrics = trainer.evaluate()
+    require_finite(student, "the trained student")
+
+    trainer.save_model()
+    run.finish(
+        {
+            **measurements,
+            "heldout_mlm_loss": metrics["eval_loss"],
+            "rows": {"train": len(train_data), "validation": len(heldout)},
+            "tokens": {"train": int(train_data.store.offsets[-1]), "validation": int(heldout.store.offsets[-1])},
+            "truncated_rows": train_data.store.truncated,
+        }
+    )
+    logger.info("wrote %s; next: python create_distil_dataset.py", output_dir)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,127 @@
+"""Training a student on label vectors: memory-mapped labels, packed batches, mean squared error."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers.trainer_utils import EvalLoopOutput
+
+from modernbert_small.artefacts import content_hash
+from modernbert_small.batches import Batch, packed_features
+from modernbert_small.settings import UserError
+from modernbert_small.tokens import TokenStore, count_rows, read_table, split_files
+from modernbert_small.training import PackedTrainerMixin
+
+logger = logging.getLogger(__name__)
+
+
+def new_student(model_name_or_path: str, max_seq_length: int) -> SentenceTransformer:
+    """Encoder, mean pooling and Normalize: a SentenceTransformer whose vectors have length one."""
+    transformer = Transformer(model_name_or_path, max_seq_length=max_seq_length)
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], similarity_fn_name="cosine")
+
+
+def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
+    """The labels of one split, (n_rows, D) float16, memory-mapped from a copy beside the data.
+
+    Raises:
+        UserError: bad Parquet, labels of different widths, or some not finite or not of unit length.
+    """
+    files = split_files(data, split)
+    key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)))
+    path = Path(data).with_name(Path(data).name + ".tokens") / f"{split}-labels-{key}.npy"
+    if not path.exists():
+        _write_labels(path, files)
+    return np.load(path, mmap_mode="r")
+
+
+def _write_labels(path: Path, files: list[Path]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    out: NDArray[np.float16] | None = None
+    first = 0
+    for table in read_table(files, ["label"]):
+        column = table["label"].combine_chunks()
+        width = getattr(column.type, "list_size", None)
+        if width is None or (out is not None and width != out.shape[1]):
+            raise UserError(f"{files[0].parent}: label is {column.type}; expected fixed-size lists of one width")
+        labels = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        lengths = np.linalg.norm(labels.astype(np.float32), axis=1)
+        bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
+        if len(bad):
+            raise UserError(
+                f"{files[0].parent}: the label of row {first + bad[0]} has length {lengths[bad[0]]}, expected 1; make the "
+                "labels again with create_distil_dataset.py"
+            )
+        if out is None:
+            out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(count_rows(files), width))
+        out[first : first + len(labels)] = labels
+        first += len(labels)
+    if out is None:
+        raise UserError(f"{files[0].parent}: no rows")
+    out.flush()
+    shutil.move(partial, path)
+
+
+class DistillationDataset(Dataset):
+    """Packed batches of token rows with their labels."""
+
+    def __init__(self, store: TokenStore, labels: NDArray[np.float16]) -> None:
+        if len(store) != len(labels):
+            raise ValueError(f"{len(store)} rows of tokens but {len(labels)} labels")
+        self.store, self.labels = store, labels
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, batch: Batch) -> dict[str, Tensor | int | float]:
+        """Model inputs prefixed as sentence-transformers expects, labels (B, D) float32, the batch's weight."""
+        features = packed_features(*self.store.gather(batch.rows))
+        return {
+            **{f"sentence_{name}": value for name, value in features.items()},
+            "label": torch.from_numpy(self.labels[batch.rows].astype(np.float32)),
+            "weight": batch.weight,
+        }
+
+
+class DistillationTrainer(PackedTrainerMixin, SentenceTransformerTrainer):
+    """SentenceTransformerTrainer on packed batches, every row of equal weight.
+
+    Batches hold equal tokens, not equal rows; each is weighted by its rows, so that short texts do not count
+    less for sharing their batch with many.
+    """
+
+    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+        """Packed datasets are ready as they are."""
+        return dataset
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """The card is written at the end, from what was measured."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch, weighted by its rows."""
+        weight = inputs.pop("weight")
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return (result[0] * weight, result[1]) if return_outputs else result * weight
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Adds the mean cosine to the labels, which for unit vectors is 1 - D / 2 * MSE."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss = output.metrics.get(f"{metric_key_prefix}_loss")
+        if loss is not None:
+            width = self.eval_dataset.labels.shape[1]
+            output.metrics[f"{metric_key_prefix}_similarity"] = 1 - width / 2 * loss
+        return output

@@ -1,0 +1,108 @@
+"""Embedding many texts with a teacher: tokens first, then batches of similar length under a token budget."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+
+from modernbert_small.attention import use_packed_attention
+from modernbert_small.batches import packed_features
+from modernbert_small.models import has_bf16
+from modernbert_small.settings import UserError
+from modernbert_small.tokens import read_table, text_tokenizer
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+    """Parquet files as tables of exactly `rows` rows, the last one shorter."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in read_table(files, columns):
+        waiting.append(table)
+        count += len(table)
+        while count >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows).combine_chunks()
+            waiting, count = [joined.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+class Labeller:
+    """A teacher that embeds queries with its query prompt and documents with its document prompt.
+
+    A ModernBERT runs packed, without padding; other architectures on padded batches of similar length. On
+    hardware with bf16 the encoder runs in it, under autocast.
+
+    Args:
+        teacher: any text SentenceTransformer with a fast tokenizer.
+        device: where it runs.
+        tokens_per_batch: tokens in a batch, padding included; at least one text whatever its length.
+        attn_implementation: for a ModernBERT, see `attention`.
+
+    Raises:
+        UserError: no fast tokenizer, or a pooling that leaves out prompts.
+    """
+
+    def __init__(
+        self, teacher: SentenceTransformer, device: torch.device, tokens_per_batch: int, attn_implementation: str
+    ) -> None:
+        self.model = teacher.to(device).eval()
+        self.device, self.tokens_per_batch = device, tokens_per_batch
+        self.max_seq_length = int(min(teacher.max_seq_length or 512, 8192))
+        self.encoder = text_tokenizer(teacher.tokenizer, self.max_seq_length)
+        prompts = {name: prompt for name, prompt in (teacher.prompts or {}).items() if prompt}
+        default = prompts.get(teacher.default_prompt_name or "", "")
+        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), default)
+        self.prompts = {"query": prompts.get("query", default), "document": document}
+        if any(self.prompts.values()) and any(isinstance(m, Pooling) and not m.include_prompt for m in teacher):
+            raise UserError(
+                "the teacher's pooling leaves its prompt out, which is not supported; choose another teacher"
+            )
+        transformer = teacher[0].auto_model
+        self.packed = transformer.config.model_type == "modernbert"
+        if self.packed:
+            use_packed_attention(transformer, attn_implementation, device)
+
+    def tokenize(self, texts: Sequence[str], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Token ids of texts with their kind's prompt, in parallel."""
+        prompted = [self.prompts[kind] + text for text, kind in zip(texts, kinds, strict=True)]
+        return [np.array(row.ids, np.int64) for row in self.encoder.encode_batch_fast(prompted)]
+
+    @torch.inference_mode()
+    def embed(self, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them."""
+        order = np.argsort([-len(row) for row in rows], kind="stable")
+        out: NDArray[np.float32] | None = None
+        first = 0
+        while first < len(order):
+            size = max(1, self.tokens_per_batch // len(rows[order[first]]))
+            batch = order[first : first + size]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
+                features = self._features([rows[index] for index in batch])
+                embeddings = self.model(features)["sentence_embedding"].float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(rows), embeddings.shape[1]), np.float32)
+            out[batch] = embeddings
+            first += size
+        assert out is not None, "no rows"
+        return out
+
+    def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:
+        if self.packed:
+            features = packed_features(np.concatenate(rows), np.array([len(row) for row in rows]))
+        else:
+            input_ids = np.zeros((len(rows), len(rows[0])), np.int64)
+            for row, tokens in zip(input_ids, rows, strict=True):
+                row[: len(tokens)] = tokens
+            lengths = np.array([len(row) for row in rows])
+            mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            features = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in features.items()}

@@ -1,0 +1,104 @@
+"""Loading models and tokenizers by folder or hub id, with errors that say what to do."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from modernbert_small.settings import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
+    """Turn a failure to load a folder or hub id into one line that names the flag.
+
+    Raises:
+        UserError: nothing there, not what was expected, or the hub cannot be reached.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if Path(name_or_path).exists():
+            raise UserError(f"{flag} {name_or_path}: cannot be loaded from this folder: {reason}") from error
+        raise UserError(
+            f"{flag} {name_or_path}: no such folder here, and the Hugging Face hub did not give it; check the "
+            f"name and the network, or pass {flag} <local folder>"
+        ) from error
+
+
+def load_tokenizer(flag: str, name_or_path: str) -> PreTrainedTokenizerBase:
+    """A fast tokenizer."""
+    with explain_load_errors(flag, name_or_path):
+        return AutoTokenizer.from_pretrained(name_or_path)
+
+
+def load_config(flag: str, name_or_path: str) -> PreTrainedConfig:
+    """A model's configuration, without its weights."""
+    with explain_load_errors(flag, name_or_path):
+        return AutoConfig.from_pretrained(name_or_path)
+
+
+def load_encoder(flag: str, name_or_path: str) -> tuple[PreTrainedModel, bool]:
+    """An encoder in float32, and whether it has a masked-LM head.
+
+    With a head it is the `...ForMaskedLM` model. A checkpoint without one (an embedding model) would get
+    a random head from transformers, so the bare encoder is returned instead.
+    """
+    with explain_load_errors(flag, name_or_path):
+        try:
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True
+            )
+        except ValueError:  # an architecture without a masked-LM class
+            model, info = None, {"missing_keys": ["all"]}
+        if not info["missing_keys"]:
+            return model, True
+        return AutoModel.from_pretrained(name_or_path, dtype=torch.float32), False
+
+
+def load_sentence_transformer(flag: str, name_or_path: str, device: str | None = None) -> SentenceTransformer:
+    """A SentenceTransformer folder or hub id; remote code stays off."""
+    with explain_load_errors(flag, name_or_path):
+        return SentenceTransformer(name_or_path, device=device)
+
+
+def best_device() -> torch.device:
+    """The process's CUDA device if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is done in hardware, so that it is faster than float32 and not merely possible."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def require_finite(model: torch.nn.Module, what: str) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        UserError: with the first such tensor's name.
+    """
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{what}: weight {name} holds NaN or infinity, expected finite values")
