@@ -28,7 +28,7 @@ from modernbert_small.models import explain_load_errors, load_sentence_transform
 from modernbert_small.retrieval import RetrievalSet, compare, evaluator, format_comparison, load_retrieval_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import tokenize_split
-from modernbert_small.training import resolve_precision, train, training_problems
+from modernbert_small.training import resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         """Settle what depends on the hardware, then let TrainingArguments check itself."""
-        resolve_precision(self)
+        resolve_hardware(self)
         super().__post_init__()
 
     def problems(self) -> list[str]:
@@ -156,6 +156,7 @@ def main() -> None:
 
     trainer = new_trainer(args, student, train_data, heldout, datasets)
     measurements = train(trainer, run.folder)
+    trainer.evaluator = None  # the sets are compared next, with the teacher beside
     heldout_metrics = trainer.evaluate()
     comparison = compare(student, teacher, datasets)
     measurements |= {

@@ -29,7 +29,7 @@ from modernbert_small.masking import MaskedLMDataset
 from modernbert_small.models import explain_load_errors, load_tokenizer, require_finite
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import tokenize_split
-from modernbert_small.training import PackedTrainerMixin, resolve_precision, train, training_problems
+from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class PreTrainArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Settle what depends on the hardware, then let TrainingArguments check itself."""
-        resolve_precision(self)
+        resolve_hardware(self)
         super().__post_init__()
 
     def problems(self) -> list[str]:
@@ -152,7 +152,8 @@ def main() -> None:
     metrics = trainer.evaluate()
     require_finite(student, "the trained student")
 
-    trainer.save_model()
+    student.save_pretrained(run.folder)
+    tokenizer.save_pretrained(run.folder)
     run.finish(
         {
             **measurements,

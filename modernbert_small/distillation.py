@@ -39,7 +39,7 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
         UserError: bad Parquet, labels of different widths, or some not finite or not of unit length.
     """
     files = split_files(data, split)
-    key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)))
+    key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)).encode())
     path = Path(data).with_name(Path(data).name + ".tokens") / f"{split}-labels-{key}.npy"
     if not path.exists():
         _write_labels(path, files)
@@ -119,7 +119,8 @@ class DistillationTrainer(PackedTrainerMixin, SentenceTransformerTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Adds the mean cosine to the labels, which for unit vectors is 1 - D / 2 * MSE."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):  # for the evaluators too
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss = output.metrics.get(f"{metric_key_prefix}_loss")
         if loss is not None:
             width = self.eval_dataset.labels.shape[1]

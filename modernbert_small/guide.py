@@ -132,7 +132,8 @@ def project_norm(weight_T: Tensor, basis: Tensor) -> Tensor:
 def transfer_embeddings(student: ModernBertForMaskedLM, embeddings_T: Tensor, basis: Tensor) -> list[str]:
     """Give the student the teacher's token embeddings on the basis; the tied decoder has them too.
 
-    The mean is kept: it lies mostly in the leading directions and carries what tokens have in common.
+    The mean embedding is subtracted, as PCA does. The decoder cannot tell: a vector common to all tokens adds
+    the same to all logits. On the way in it would only drown what tells tokens apart.
 
     Args:
         student: modified.
@@ -144,7 +145,7 @@ def transfer_embeddings(student: ModernBertForMaskedLM, embeddings_T: Tensor, ba
     """
     weight = student.get_input_embeddings().weight
     with torch.no_grad():
-        weight.copy_(embeddings_T.double() @ basis)
+        weight.copy_((embeddings_T.double() - embeddings_T.double().mean(0)) @ basis)
     return ["model.embeddings.tok_embeddings.weight"]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, NanoBEIREvaluator
 from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATASET_NAME_TO_HUMAN_READABLE
 
+from modernbert_small.models import has_bf16
 from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
@@ -115,8 +117,9 @@ def evaluator(dataset: RetrievalSet, batch_size: int = 32) -> InformationRetriev
 
 
 def ndcg_at_10(model: SentenceTransformer, dataset: RetrievalSet) -> float:
-    """A model's nDCG@10 by cosine."""
-    return float(evaluator(dataset)(model)[f"{dataset.name}_cosine_ndcg@10"])
+    """A model's nDCG@10 by cosine, in bf16 where the hardware has it."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16(model.device)):
+        return float(evaluator(dataset)(model)[f"{dataset.name}_cosine_ndcg@10"])
 
 
 def compare(

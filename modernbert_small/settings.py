@@ -167,6 +167,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, _raise_terminated)
     status = 0
     try:

@@ -130,7 +130,7 @@ def tokenize_split(
     """
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
-    key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]))
+    key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
     folder = Path(data).with_name(Path(data).name + ".tokens") / f"{split}-{key}"
     if not folder.exists():
         _write_store(folder, files, column, encoder)

@@ -139,8 +139,12 @@ def use_progress(trainer: Any, sampler: PackedSampler) -> Progress:
     return progress
 
 
-def resolve_precision(args: TrainingArguments) -> None:
-    """bf16 unless told otherwise, where the hardware has it. Called before TrainingArguments checks itself."""
+def resolve_hardware(args: TrainingArguments) -> None:
+    """The CPU where there is no CUDA; bf16 unless told otherwise, where the hardware has it.
+
+    Called before TrainingArguments checks itself.
+    """
+    args.use_cpu = args.use_cpu or best_device().type == "cpu"
     if args.bf16 is None:
         args.bf16 = not args.fp16 and has_bf16(torch.device("cpu") if args.use_cpu else best_device())
 

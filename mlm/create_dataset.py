@@ -1,0 +1,217 @@
+r"""Phase 1: build the text corpus that the other phases train on.
+
+In:  MS MARCO, philosophy, NPR and FineWiki from the Hugging Face hub, local copies of them, or your own
+     Parquet, JSONL, CSV or .txt files with columns `text`, or `query, positive[, negative]`, or `title, body`.
+Out: data/corpus/train-00000-of-000NN.parquet and validation-00000-of-00001.parquet, columns `text`,
+     `source`, `kind` (query or document): normalised, at most max_seq_length tokens each, no two equal,
+     shuffled; and run.json.
+
+The recipe:      python mlm/create_dataset.py
+Own text:        python mlm/create_dataset.py --sources npr notes=/my/notes
+Tiny, no hub:    python mlm/create_dataset.py --sources python_docs --max_rows_per_source 2000 \
+                     --validation_rows 200 --tokenizer_name_or_path /my/tokenizer
+
+Sources:
+    https://huggingface.co/datasets/sentence-transformers/msmarco-msmarco-MiniLM-L6-v3
+    https://huggingface.co/datasets/johnnyboycurtis/Philosophical-Triplets-Retrieval
+    https://huggingface.co/datasets/sentence-transformers/npr
+    https://huggingface.co/datasets/HuggingFaceFW/finewiki
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub.utils import logging as hub_logging
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modernbert_small.artefacts import begin, content_hash
+from modernbert_small.corpus import discard_spill, merge, spill_source, write_splits
+from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.sources import open_sources
+from modernbert_small.text import Chunker
+
+logger = logging.getLogger(__name__)
+
+_SAMPLED_TEXTS = 2000
+# A character may take four byte-level tokens; with two special ones that is the least a chunk can be cut to.
+_MIN_SEQ_LENGTH = 16
+
+
+@dataclass
+class CreateDatasetArguments:
+    """What the corpus is made of. Defaults are the recipe of ModernBERT-small-v2."""
+
+    sources: list[str] = field(
+        default_factory=lambda: ["msmarco", "sep", "npr", "finewiki"],
+        metadata={"help": "msmarco, sep, npr, finewiki, python_docs, or NAME=LOCAL_PATH_OR_HUB_ID"},
+    )
+    output_dir: str = field(default="data/corpus", metadata={"help": "folder of the corpus"})
+    tokenizer_name_or_path: str = field(
+        default="answerdotai/ModernBERT-base", metadata={"help": "hub id or folder; the teacher's, which counts tokens"}
+    )
+    max_seq_length: int = field(
+        default=1024, metadata={"help": "tokens of a text at most, special tokens included; longer ones are split"}
+    )
+    max_rows_per_source: int | None = field(
+        default=None, metadata={"help": "rows to read of each source, from a shuffle of it; all by default"}
+    )
+    validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
+    seed: int = field(default=42, metadata={"help": "fixes the order, the validation split and the rows taken"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a corpus made with other settings"})
+
+    def problems(self) -> list[str]:
+        """What is impossible about these settings."""
+        least = {"max_seq_length": _MIN_SEQ_LENGTH, "max_rows_per_source": 1, "validation_rows": 1, "seed": 0}
+        problems = [
+            f"{name}: {value}; use at least {minimum}"
+            for name, minimum in least.items()
+            if (value := getattr(self, name)) is not None and value < minimum
+        ]
+        return problems if self.sources else [*problems, "sources: none given; name at least one"]
+
+
+class Tally:
+    """Rows, characters and a few texts of each (source, kind), counted as tables pass."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[tuple[str, str]] = Counter()
+        self.characters: Counter[tuple[str, str]] = Counter()
+        self.samples: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Pass tables on, counting. They come in random order, so the first texts are a sample."""
+        for table in tables:
+            counted = table.append_column("characters", pc.utf8_length(table["text"]))
+            groups = counted.group_by(["source", "kind"]).aggregate([("text", "count"), ("characters", "sum")])
+            for group in groups.to_pylist():
+                key = (group["source"], group["kind"])
+                self.rows[key] += group["text_count"]
+                self.characters[key] += group["characters_sum"]
+                if missing := _SAMPLED_TEXTS - len(self.samples[key]):
+                    same = pc.and_(pc.equal(table["source"], key[0]), pc.equal(table["kind"], key[1]))
+                    self.samples[key] += table["text"].filter(same)[:missing].to_pylist()
+            yield table
+
+    def by_source(self, names: Sequence[str], chunker: Chunker) -> list[dict[str, Any]]:
+        """One entry per source and kind; `tokens` is an estimate: the sample's per character, without special ones."""
+        entries = []
+        for source, kind in sorted(self.rows, key=lambda key: (names.index(key[0]), key[1])):
+            sample, characters = self.samples[source, kind], self.characters[source, kind]
+            tokens = round(sum(chunker.count(sample)) / sum(map(len, sample)) * characters)
+            entry = {"source": source, "kind": kind, "rows": self.rows[source, kind]}
+            entries.append({**entry, "characters": characters, "tokens": tokens})
+        return entries
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, or say in one line why not."""
+    hub_logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise UserError(
+            f"--tokenizer_name_or_path {name_or_path}: cannot be loaded ({reason}); check the name and the "
+            "network, or pass --tokenizer_name_or_path <local folder>"
+        ) from error
+
+
+def measure(
+    counts: Mapping[str, Mapping[str, int]],
+    duplicates: Mapping[str, int],
+    by_source: list[dict[str, Any]],
+    files: Mapping[str, int],
+    folder: Path,
+) -> dict[str, Any]:
+    """What run.json says about the corpus."""
+    splits = {
+        split: sum(rows for name, rows in files.items() if name.startswith(split)) for split in ("train", "validation")
+    }
+    return {
+        "rows": splits,
+        "tokens": sum(entry["tokens"] for entry in by_source),
+        "files": {name: {"rows": rows, "hash": content_hash(folder / name)} for name, rows in files.items()},
+        "by_source": by_source,
+        "read": {name: {what: count[what] for what in ("rows", "texts")} for name, count in counts.items()},
+        "dropped": {
+            name: {"empty": count["empty"], "too_short": count["too_short"], "duplicate": duplicates.get(name, 0)}
+            for name, count in counts.items()
+        },
+        "split": {name: {what: count[what] for what in ("split_texts", "chunks")} for name, count in counts.items()},
+        "skipped_files": {name: count["skipped_files"] for name, count in counts.items() if count["skipped_files"]},
+    }
+
+
+def format_report(record: Mapping[str, Any]) -> str:
+    """Two tables: rows and tokens by source and kind; what was dropped and why."""
+    kept = [["source", "kind", "rows", "tokens ≈"]]
+    kept += [[e["source"], e["kind"], f"{e['rows']:,}", f"{e['tokens']:,}"] for e in record["by_source"]]
+    kept.append(["all", "", f"{sum(record['rows'].values()):,}", f"{record['tokens']:,}"])
+    lost = [["source", "rows read", "texts", "empty", "too short", "duplicate", "split", "into chunks"]]
+    for name, read in record["read"].items():
+        numbers = [*read.values(), *record["dropped"][name].values(), *record["split"][name].values()]
+        lost.append([name, *(f"{number:,}" for number in numbers)])
+    notes = [f"{name}: {files} files do not parse" for name, files in record["skipped_files"].items()]
+    return "\n".join([*_aligned(kept), "", *_aligned(lost), *notes])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_number = [column[-1][:1].isdigit() for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_number, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def main() -> None:
+    """Open the sources, spill them clean, merge them in their final order, report."""
+    args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
+    sources = open_sources(args.sources)
+    chunker = Chunker(load_tokenizer(args.tokenizer_name_or_path), args.max_seq_length)
+    settings = dataclasses.asdict(args)
+    logger.info("settings: %s", settings)
+
+    inputs = {source.name: source.location for source in sources if source.location is not None}
+    inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
+    run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite)
+    if run is None:
+        return
+
+    spill = run.folder / "spill"
+    counts = {
+        source.name: spill_source(source, spill / source.name, chunker, args.max_rows_per_source, args.seed)
+        for source in sources
+    }
+    duplicates: Counter[str] = Counter()
+    tally = Tally()
+    merged = merge({source.name: spill / source.name for source in sources}, duplicates)
+    files = write_splits(tally.watch(merged), run.folder, args.validation_rows)
+    if 2 * args.validation_rows >= sum(files.values()):
+        shutil.rmtree(run.folder)  # other settings will be needed, and those start anew
+        raise UserError(
+            f"validation_rows: {args.validation_rows}, but the corpus has only {sum(files.values())} texts; "
+            "use less than half of them"
+        )
+    discard_spill(spill)
+
+    by_source = tally.by_source([source.name for source in sources], chunker)
+    record = run.finish(measure(counts, duplicates, by_source, files, run.folder))
+    print(format_report(record))
+    logger.info("%s is ready in %.0f s; next: python mlm/init_model_mlm.py", run.output_dir, record["wall_seconds"])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,113 @@
+"""Packed attention against transformers' own padded sdpa forward, row by row."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import ModernBertConfig, ModernBertModel
+
+from modernbert_small.attention import choose_attn_implementation, use_packed_attention
+from modernbert_small.batches import packed_features
+
+VOCABULARY = 100
+
+
+def small_model(seed: int = 0) -> ModernBertModel:
+    torch.manual_seed(seed)
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 0)
+    config = ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,  # full, sliding, sliding, full
+        num_attention_heads=2,
+        initializer_range=0.2,  # far from the linear regime
+        **special,
+    )
+    return ModernBertModel(config).eval()
+
+
+def padded(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    model.set_attn_implementation("sdpa")
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    return [states[: len(row)] for states, row in zip(hidden, rows, strict=True)]
+
+
+def packed(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    use_packed_attention(model, "auto", torch.device("cpu"))
+    features = packed_features(torch.cat(rows).numpy(), np.array([len(row) for row in rows]))
+    return list(model(**features).last_hidden_state[0].split([len(row) for row in rows]))
+
+
+def random_rows(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1, 7, 512, 300, 2, 1024, 30, 200],
+        [63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193],  # around the window's reach and its multiples
+        [1],
+        [1, 1, 1],
+        [1024],
+        [40] * 9,
+    ],
+)
+def test_hidden_states_and_gradients_equal_padded_sdpa(lengths: list[int]) -> None:
+    rows = random_rows(lengths)
+    gradients = []
+    states = []
+    for forward in (padded, packed):
+        model = small_model()
+        outputs = forward(model, rows)
+        # A loss that weighs every coordinate differently, so that no error cancels.
+        weights = torch.randn(32, generator=torch.Generator().manual_seed(1))
+        sum((output @ weights).tanh().sum() for output in outputs).backward()
+        states.append(outputs)
+        gradients.append({name: value.grad for name, value in model.named_parameters()})
+    for expected, got in zip(*states, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], expected, atol=1e-5 * expected.abs().max().item() + 1e-6, rtol=1e-4
+        )
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(0, 1000))
+def test_any_lengths_equal_padded_sdpa(lengths: list[int], seed: int) -> None:
+    model, rows = small_model(), random_rows(lengths, seed)
+    with torch.no_grad():
+        for expected, got in zip(padded(model, rows), packed(model, rows), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    model, rows = small_model(), random_rows([30, 200, 5])
+    with torch.no_grad():
+        before = packed(model, rows)[1]
+        rows[0], rows[2] = rows[0].flip(0), random_rows([90], seed=7)[0]
+        torch.testing.assert_close(packed(model, rows)[1], before, atol=1e-6, rtol=1e-5)
+
+
+def test_padded_input_keeps_its_mask() -> None:
+    model, rows = small_model(), random_rows([5, 90])
+    with torch.no_grad():
+        expected = padded(model, rows)
+        use_packed_attention(model, "auto", torch.device("cpu"))
+        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = (torch.arange(90) < torch.tensor([[5], [90]])).long()
+        hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(hidden[0, :5], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_cuda_kernels_are_refused_on_the_cpu() -> None:
+    for name in ("varlen", "flash_attention_2"):
+        with pytest.raises(ValueError, match="needs a CUDA device"):
+            choose_attn_implementation(name, torch.device("cpu"))
+    assert choose_attn_implementation("auto", torch.device("cpu"))[0] == "packed_sdpa"

@@ -1,0 +1,134 @@
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from helpers import tiny_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modernbert_small import corpus
+from modernbert_small.corpus import RowStream, merge, spill_source, write_splits
+from modernbert_small.sources import Source
+from modernbert_small.text import Chunker, normalise
+
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def chunker(tmp_path_factory):
+    return Chunker(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")), max_seq_length=64)
+
+
+def make_source(name, rows):
+    return Source(name, None, [lambda _seed: iter(rows)])
+
+
+def build(folder, sources, chunker, validation_rows=2):
+    """Both passes; returns the shards' rows in order, file names, counts and duplicates."""
+    counts = {
+        name: spill_source(make_source(name, rows), folder / "spill" / name, chunker, None, SEED)
+        for name, rows in sources.items()
+    }
+    duplicates = Counter()
+    merged = merge({name: folder / "spill" / name for name in sources}, duplicates)
+    files = write_splits(merged, folder, validation_rows)
+    rows = [row for name in files for row in pq.read_table(folder / name).to_pylist()]
+    return rows, files, counts, duplicates
+
+
+def reference(sources):
+    """The first of equal texts, in the order of the seeded hash, with a dict and sorted()."""
+    first = {}
+    for name, rows in sources.items():
+        for kind, text in (pair for row in rows for pair in row):
+            first.setdefault(normalise(text), {"text": normalise(text), "source": name, "kind": kind})
+    return sorted(first.values(), key=lambda row: xxhash.xxh3_64_intdigest(row["text"].encode(), SEED))
+
+
+TEXTS = st.sampled_from([f"text number {i}" for i in range(30)])
+ROWS = st.lists(st.lists(st.tuples(st.sampled_from(["query", "document"]), TEXTS), max_size=3), max_size=20)
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(ROWS, ROWS))
+def test_corpus_equals_the_reference(tmp_path_factory, chunker, both):
+    sources = dict(zip(("first", "second"), both, strict=True))
+    rows, _, counts, duplicates = build(tmp_path_factory.mktemp("corpus"), sources, chunker)
+    assert rows == reference(sources)
+    given_texts = sum(len(row) for rows in both for row in rows)
+    assert sum(count["spilled"] for count in counts.values()) == given_texts
+    assert duplicates.total() == given_texts - len(rows)
+
+
+def test_size_of_spill_files_and_batches_changes_nothing(tmp_path, chunker, monkeypatch):
+    sources = {"a": [[("document", f"text {i % 70}")] for i in range(100)], "b": [[("query", "text 5")]]}
+    whole, *_ = build(tmp_path / "whole", sources, chunker)
+    monkeypatch.setattr(corpus, "_SPILL_BYTES", 100)
+    monkeypatch.setattr(corpus, "_BATCH_ROWS", 7)
+    parts, *_ = build(tmp_path / "parts", sources, chunker)
+    assert len(list((tmp_path / "parts/spill/a").glob("*.arrow"))) > 5
+    assert parts == whole == reference(sources)
+
+
+def test_shards_are_bounded_and_named_by_their_number(tmp_path, chunker, monkeypatch):
+    monkeypatch.setattr(corpus, "_ROWS_PER_SHARD", 40)
+    monkeypatch.setattr(corpus, "_ROWS_PER_GROUP", 15)
+    (tmp_path / "train-00009-of-00010.parquet").touch()
+    rows = [[("document", f"text {i}")] for i in range(100)]
+    written, files, *_ = build(tmp_path, {"a": rows}, chunker, validation_rows=10)
+    names = [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    assert files == {"validation-00000-of-00001.parquet": 10, **dict(zip(names, (40, 40, 10), strict=True))}
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == sorted(files)
+    assert len({row["text"] for row in written}) == 100
+    file = pq.ParquetFile(tmp_path / names[0])
+    assert file.schema_arrow.equals(corpus.SCHEMA)
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [15, 15, 10]
+
+
+def test_what_is_dropped_and_split_is_counted(tmp_path, chunker):
+    long = "The cat sat on the mat. " * 60
+    rows = [[("query", " \n"), ("document", "- 1 -")], [("document", long)], [("document", "the dog")]]
+    written, _, counts, _ = build(tmp_path, {"a": rows}, chunker)
+    count = counts["a"]
+    assert (count["rows"], count["texts"], count["empty"], count["too_short"]) == (3, 4, 1, 1)
+    assert count["split_texts"] == 1
+    assert count["spilled"] == count["chunks"] + 1
+    assert {row["kind"] for row in written} == {"document"}
+
+
+def test_different_texts_of_one_hash_are_both_kept():
+    columns = {"text": ["b", "a", "b", "a"], "source": ["x", "x", "y", "y"], "kind": ["query"] * 4, "hash": [1] * 4}
+    duplicates = Counter()
+    kept = corpus._deduplicated(pa.table(columns), duplicates).to_pylist()
+    assert [(row["text"], row["source"]) for row in kept] == [("a", "x"), ("b", "x")]
+    assert duplicates == {"y": 2}
+
+
+def test_a_source_half_read_is_begun_anew_and_a_whole_one_is_not(tmp_path, chunker):
+    rows = [[("document", f"text {i}")] for i in range(10)]
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "00000.arrow").write_bytes(b"half")
+    counts = spill_source(make_source("a", rows), folder, chunker, None, SEED)
+    assert counts["spilled"] == 10
+
+    def unreadable(_seed):
+        raise AssertionError("read again")
+
+    assert spill_source(Source("a", None, [unreadable]), folder, chunker, None, SEED) == counts
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
+def test_row_stream_cuts_tables_as_one(sizes, step):
+    total = sum(sizes)
+    whole = pa.table({name: [str(i) for i in range(total)] for name in corpus.SCHEMA.names}, corpus.SCHEMA)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    stream = RowStream(whole.slice(start, size) for start, size in zip(starts, sizes, strict=True))
+    taken = []
+    while (table := stream.take(step)).num_rows:
+        taken.append(table)
+    assert all(table.num_rows == step for table in taken[:-1])
+    assert pa.concat_tables([whole.slice(0, 0), *taken]).equals(whole)

@@ -1,0 +1,152 @@
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from helpers import ROOT, load_script, tiny_tokenizer
+
+from modernbert_small import corpus
+from modernbert_small.settings import UserError
+
+SCRIPT = "mlm/create_dataset.py"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the script's main with its own sources, in a folder of its own."""
+    tiny_tokenizer(tmp_path / "tokenizer")
+    triplets = {
+        "query": [f"what is number {i}" for i in range(60)],
+        "positive": [f"number {i} is the one after {i - 1}" for i in range(60)],
+        "negative": [f"number {i} is the one after {i - 1}" for i in range(1, 61)],
+    }
+    pq.write_table(pa.table(triplets), tmp_path / "triplets.parquet")
+    articles = [f"Article {i}.\n\n" + "The cat sat on the mat. " * i for i in range(40)]
+    (tmp_path / "articles.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in articles))
+    monkeypatch.chdir(tmp_path)
+
+    def call(output="out", *flags):
+        defaults = ["--sources", "triplets=triplets.parquet", "articles=articles.jsonl"]
+        defaults += ["--tokenizer_name_or_path", "tokenizer", "--max_seq_length", "64", "--validation_rows", "20"]
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *defaults, "--output_dir", output, *flags])
+        load_script(SCRIPT).main()
+        return tmp_path / output
+
+    return call
+
+
+def parquet_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+def test_corpus_and_its_record(run, tmp_path, capsys):
+    out = run()
+    data = load_dataset("parquet", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
+    assert data["train"].column_names == ["text", "source", "kind"]
+    assert data["validation"].num_rows == 20
+    texts = data["train"]["text"][:] + data["validation"]["text"][:]
+    assert len(set(texts)) == len(texts)
+
+    record = json.loads((out / "run.json").read_text())
+    assert record["rows"] == {"train": data["train"].num_rows, "validation": 20}
+    assert record["dropped"]["triplets"] == {"empty": 0, "too_short": 0, "duplicate": 59}
+    assert record["split"]["articles"]["split_texts"] > 0
+    kinds = {(e["source"], e["kind"]): e for e in record["by_source"]}
+    assert list(kinds) == [("triplets", "document"), ("triplets", "query"), ("articles", "document")]
+    assert kinds["triplets", "query"]["rows"] == 60
+    assert sum(entry["characters"] for entry in kinds.values()) == sum(map(len, texts))
+    # Fewer texts than the sample: the estimate is a count.
+    tokenizer = tiny_tokenizer(tmp_path / "again")
+    assert record["tokens"] == sum(map(len, tokenizer(texts, add_special_tokens=False).input_ids))
+    assert sorted(path.name for path in out.iterdir()) == sorted([*record["files"], "run.json"])
+
+    table = capsys.readouterr().out
+    assert "tokens ≈" in table
+    assert "duplicate" in table
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
+    first = run("first", "--max_rows_per_source", "30")
+    assert parquet_bytes(run("second", "--max_rows_per_source", "30")) == parquet_bytes(first)
+    assert parquet_bytes(run("third", "--max_rows_per_source", "30", "--seed", "1")) != parquet_bytes(first)
+
+
+def test_a_finished_corpus_is_left_alone(run, monkeypatch):
+    before = parquet_bytes(run())
+    monkeypatch.setattr(corpus, "_cleaned", None)
+    assert parquet_bytes(run()) == before
+    with pytest.raises(UserError, match=r"seed: 42 -> 43"):
+        run("out", "--seed", "43")
+
+
+def stop(*_arguments, **_flags):
+    raise KeyboardInterrupt
+
+
+def stop_at_articles(rows, counts, name, original=corpus._batches):
+    return stop() if name == "articles" else original(rows, counts, name)
+
+
+def stop_half_discarded(folder):
+    folder.rename(folder.with_name("spill.discarded"))
+    next(folder.with_name("spill.discarded").rglob("*.arrow")).unlink()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "interrupt"),
+    [
+        (corpus, "_batches", stop_at_articles),
+        (corpus, "_deduplicated", stop),
+        (load_script(SCRIPT), "discard_spill", stop),
+        (load_script(SCRIPT), "discard_spill", stop_half_discarded),
+        (load_script(SCRIPT), "measure", stop),
+    ],
+    ids=["second source", "merge", "before discarding", "while discarding", "before run.json"],
+)
+def test_an_interrupted_run_goes_on_and_ends_the_same(run, tmp_path, monkeypatch, where, name, interrupt):
+    whole = parquet_bytes(run("whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
+    assert not (tmp_path / "cut").exists()
+    assert parquet_bytes(run("cut")) == whole
+    assert not (tmp_path / "cut.partial").exists()
+    assert not list((tmp_path / "cut").glob("spill*"))
+
+
+def test_validation_must_leave_most_of_the_corpus(run, tmp_path):
+    with pytest.raises(UserError, match=r"validation_rows: 5000, but the corpus has only \d+ texts"):
+        run("out", "--validation_rows", "5000")
+    assert not list(tmp_path.glob("out*"))
+    run("out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_seq_length", "8", "--validation_rows", "0"], "max_seq_length: 8; use at least 16; validation_rows: 0"),
+        (["--tokenizer_name_or_path", "nowhere/tokenizer"], "--tokenizer_name_or_path nowhere/tokenizer: cannot be"),
+        (["--sources", "triplets=triplets.parquet", "other=articles.csv"], "other=articles.csv"),
+    ],
+)
+def test_bad_settings_write_nothing(run, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run("out", *flags)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_without_a_hub_the_recipe_ends_in_one_line(tmp_path):
+    command = [sys.executable, ROOT / SCRIPT]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "sentence-transformers/msmarco-msmarco-MiniLM-L6-v3" in line
+    assert "--sources msmarco=<local path>" in line
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["empty"])

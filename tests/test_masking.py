@@ -1,0 +1,37 @@
+"""Masking: the right share, never special tokens, labels only where something is hidden."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modernbert_small.masking import IGNORED, mask_tokens
+
+SPECIAL, MASK, VOCABULARY = np.array([0, 1, 2, 3]), 3, 1000
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=200), st.integers(0, 10_000))
+def test_what_is_hidden_is_labelled_and_the_rest_untouched(tokens: list[int], seed: int) -> None:
+    before = np.array(tokens)
+    input_ids, labels = mask_tokens(before.copy(), SPECIAL, MASK, VOCABULARY, 0.3, np.random.default_rng(seed))
+    hidden = labels != IGNORED
+    assert (labels[hidden] == before[hidden]).all()
+    assert (input_ids[~hidden] == before[~hidden]).all()
+    assert not np.isin(before[hidden], SPECIAL).any()
+    assert hidden.any() == (~np.isin(before, SPECIAL)).any()
+
+
+def test_shares() -> None:
+    tokens = np.random.default_rng(0).integers(4, VOCABULARY, 200_000)
+    input_ids, labels = mask_tokens(tokens, SPECIAL, MASK, VOCABULARY, 0.3, np.random.default_rng(1))
+    hidden = labels != IGNORED
+    assert abs(hidden.mean() - 0.3) < 0.005
+    assert abs((input_ids[hidden] == MASK).mean() - 0.8) < 0.01
+    assert abs((input_ids[hidden] == tokens[hidden]).mean() - 0.1) < 0.01
+
+
+def test_the_same_seed_hides_the_same_tokens() -> None:
+    tokens = np.arange(4, 204)
+    first, second = (mask_tokens(tokens, SPECIAL, MASK, 1000, 0.3, np.random.default_rng((4, 0, 2))) for _ in range(2))
+    assert (first[0] == second[0]).all()
+    assert (first[1] == second[1]).all()
