@@ -127,7 +127,7 @@ def reduce_teacher(
     quality = projection_quality(heldout, unit_vectors(heldout) @ basis)
     dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
-    report = {
+    report: dict[str, Any] = {
         "sample_texts": len(texts),
         "explained_energy": round(float(energy.sum()), 6),
         **quality,

@@ -42,7 +42,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
         default="checkpoints/teacher", metadata={"help": "phase 4's reduced teacher, compared with at the end"}
     )
     train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
-    output_dir: str | None = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
+    output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
         metadata={"help": "retrieval sets: NanoBEIR names, or folders laid out like NanoBEIR"},

@@ -40,7 +40,7 @@ class PreTrainArguments(TrainingArguments):
 
     model_name_or_path: str = field(default="checkpoints/init", metadata={"help": "phase 2's student"})
     train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
-    output_dir: str | None = field(default="checkpoints/mlm", metadata={"help": "folder to write"})
+    output_dir: str = field(default="checkpoints/mlm", metadata={"help": "folder to write"})
     mlm_probability: float = field(default=0.3, metadata={"help": "share of the tokens to hide (ModernBERT: 0.3)"})
     max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer ones are cut"})
     tokens_per_batch: int = field(

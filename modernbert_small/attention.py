@@ -232,7 +232,7 @@ class _Reorder(torch.autograd.Function):
         return _take(x, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return _take(grad, inverse), None, None
 

@@ -91,7 +91,7 @@ class PackedLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
         )

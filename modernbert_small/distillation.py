@@ -49,7 +49,7 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
 def _write_labels(path: Path, files: list[Path]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    out: NDArray[np.float16] | None = None
+    out: np.memmap | None = None
     first = 0
     for table in read_table(files, ["label"]):
         column = table["label"].combine_chunks()
@@ -61,8 +61,8 @@ def _write_labels(path: Path, files: list[Path]) -> None:
         bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
         if len(bad):
             raise UserError(
-                f"{files[0].parent}: the label of row {first + bad[0]} has length {lengths[bad[0]]}, expected 1; make the "
-                "labels again with create_distil_dataset.py"
+                f"{files[0].parent}: the label of row {first + bad[0]} has length {lengths[bad[0]]}, expected 1; "
+                "make the labels again with create_distil_dataset.py"
             )
         if out is None:
             out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(count_rows(files), width))

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import inspect
 import json
 import logging
 import signal
@@ -38,7 +39,7 @@ class _Parser(HfArgumentParser):
 
     def group_own_settings_first(self, dataclass_type: type) -> None:
         """Split --help in two: what the script declares itself, and what it inherits."""
-        own = set(dataclass_type.__dict__["__annotations__"]) | {"config", "help"}
+        own = set(inspect.get_annotations(dataclass_type)) | {"config", "help"}
         if all(action.dest in own for action in self._actions):
             return
         self._optionals.title = "settings of this script"

@@ -154,8 +154,8 @@ def training_problems(args: Any) -> list[str]:
     found = []
     if args.tokens_per_batch < args.max_seq_length:
         found.append(
-            f"tokens_per_batch: {args.tokens_per_batch} is less than max_seq_length {args.max_seq_length}; a batch must "
-            "hold the longest text"
+            f"tokens_per_batch: {args.tokens_per_batch} is less than max_seq_length {args.max_seq_length}; a batch "
+            "must hold the longest text"
         )
     if args.per_device_train_batch_size != 8:
         found.append("per_device_train_batch_size: batches are counted in tokens here; use tokens_per_batch")
