@@ -162,6 +162,7 @@ def save_reduced_teacher(
     run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
+    run.start()
     reduced, report = reduce_teacher(teacher, args)
     require_finite(reduced, "the reduced teacher")
     reduced.save_pretrained(str(run.folder))
@@ -221,13 +222,14 @@ def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], wi
 def main() -> None:
     """Corpus and teacher in, labels and reduced teacher out."""
     args = parse_settings(DistilDatasetArguments, "create_distil_dataset", __doc__)
-    split_files(args.train_file, "train")
-    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
-    check_teacher(teacher, args)
     inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
     run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
+    split_files(args.train_file, "train")
+    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    check_teacher(teacher, args)
+    run.start()
     reduced = save_reduced_teacher(teacher, args, inputs)
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
     counts = {split: label_split(labeller, args, run, split) for split in ("validation", "train")}

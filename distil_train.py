@@ -24,10 +24,11 @@ from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, load_labels, new_student
-from modernbert_small.models import explain_load_errors, load_sentence_transformer, require_finite
+from modernbert_small.hub import explain_load_errors
+from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.retrieval import RetrievalSet, compare, evaluator, format_comparison, load_retrieval_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import tokenize_split
+from modernbert_small.tokens import split_files, tokenize_split
 from modernbert_small.training import resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -144,13 +145,15 @@ def main() -> None:
     """Student, labels and teacher in, embedding model out."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
-    datasets = load_retrieval_sets(args.eval_datasets)
-    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
-    student = load_student(args, teacher)
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
+    split_files(args.train_file, "train")
+    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    student = load_student(args, teacher)
+    datasets = load_retrieval_sets(args.eval_datasets)
+    run.start()
     args.output_dir = str(run.folder)
     train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
 

@@ -29,13 +29,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modernbert_small.artefacts import begin, content_hash
 from modernbert_small.corpus import discard_spill, merge, spill_source, write_splits
+from modernbert_small.hub import load_tokenizer
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.sources import open_sources
+from modernbert_small.sources import open_sources, source_locations
 from modernbert_small.text import Chunker
 
 logger = logging.getLogger(__name__)
@@ -111,19 +110,6 @@ class Tally:
         return entries
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, or say in one line why not."""
-    hub_logging.set_verbosity_error()
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise UserError(
-            f"--tokenizer_name_or_path {name_or_path}: cannot be loaded ({reason}); check the name and the "
-            "network, or pass --tokenizer_name_or_path <local folder>"
-        ) from error
-
-
 def measure(
     counts: Mapping[str, Mapping[str, int]],
     duplicates: Mapping[str, int],
@@ -179,16 +165,16 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def main() -> None:
     """Open the sources, spill them clean, merge them in their final order, report."""
     args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
-    sources = open_sources(args.sources)
-    chunker = Chunker(load_tokenizer(args.tokenizer_name_or_path), args.max_seq_length)
-    settings = dataclasses.asdict(args)
-    logger.info("settings: %s", settings)
-
-    inputs = {source.name: source.location for source in sources if source.location is not None}
+    locations = source_locations(args.sources)
+    inputs = {name: location for name, location in locations.items() if location is not None}
     inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
-    run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite)
+    run = begin("create_dataset", args.output_dir, dataclasses.asdict(args), inputs, args.overwrite)
     if run is None:
         return
+    sources = open_sources(locations)
+    tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path)
+    chunker = Chunker(tokenizer, args.max_seq_length)
+    run.start()
 
     spill = run.folder / "spill"
     counts = {

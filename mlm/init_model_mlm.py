@@ -29,8 +29,9 @@ from transformers import (
 
 from modernbert_small.artefacts import begin
 from modernbert_small.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
+from modernbert_small.hub import load_config, load_tokenizer
 from modernbert_small.masking import MaskedLMDataset, masked_lm_loss
-from modernbert_small.models import best_device, load_config, load_encoder, load_tokenizer, require_finite
+from modernbert_small.models import best_device, load_encoder, require_finite
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import tokenize_split
 
@@ -184,15 +185,18 @@ def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
 def main() -> None:
     """Teacher in, student out."""
     args = parse_settings(InitModelArguments, "init_model_mlm", __doc__)
-    teacher_config = load_config("--teacher_name_or_path", args.teacher_name_or_path)
-    tokenizer = load_tokenizer("--teacher_name_or_path", args.teacher_name_or_path)
-    check_sizes(args, teacher_config, tokenizer)
-    inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
+    inputs = {"teacher": args.teacher_name_or_path}
+    if Path(args.train_file).exists():
+        inputs["corpus"] = args.train_file
     run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
+    teacher_config = load_config("--teacher_name_or_path", args.teacher_name_or_path)
+    tokenizer = load_tokenizer("--teacher_name_or_path", args.teacher_name_or_path)
+    check_sizes(args, teacher_config, tokenizer)
     teacher, has_head = load_encoder("--teacher_name_or_path", args.teacher_name_or_path)
     require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
+    run.start()
     student = new_student(args, teacher_config, tokenizer)
     report, explained = transfer(args, student, teacher)
     require_finite(student, "the student")

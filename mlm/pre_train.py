@@ -25,10 +25,11 @@ from transformers import (
 
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.hub import explain_load_errors, load_tokenizer
 from modernbert_small.masking import MaskedLMDataset
-from modernbert_small.models import explain_load_errors, load_tokenizer, require_finite
+from modernbert_small.models import require_finite
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import tokenize_split
+from modernbert_small.tokens import split_files, tokenize_split
 from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -133,11 +134,13 @@ def main() -> None:
     """Student and corpus in, trained student out."""
     args = parse_settings(PreTrainArguments, "pre_train", __doc__)
     output_dir = args.output_dir
-    student, tokenizer = load_student(args)
     inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
     run = begin("pre_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
+    split_files(args.train_file, "train")
+    student, tokenizer = load_student(args)
+    run.start()
     args.output_dir = str(run.folder)
     train_data, heldout = load_data(args, tokenizer)
     trainer = MaskedLMTrainer(

@@ -38,7 +38,7 @@ class Run:
     """One run of a phase.
 
     Attributes:
-        folder: where to write; `output_dir` once `finish` has renamed it.
+        folder: where to write, from `start` on; `output_dir` once `finish` has renamed it.
         record: what run.json holds.
     """
 
@@ -47,6 +47,15 @@ class Run:
     record: dict[str, Any]
     resumed: bool
     _clock: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        """Make the folder to write in: empty, unless it holds this very run, interrupted."""
+        if self.resumed:
+            logger.info("going on with the interrupted run in %s", self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / RUN_FILE, self.record)
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
         """Write run.json and give the folder its final name; returns the record.
@@ -75,7 +84,7 @@ def begin(
     inputs: Mapping[str, str],
     overwrite: bool = False,
 ) -> Run | None:
-    """Start, or go on with, a phase's run.
+    """A phase's run: to start, to go on with, or done already. Nothing is written before `Run.start`.
 
     Args:
         phase: the script's name.
@@ -118,13 +127,8 @@ def begin(
         if earlier is not None and not _differences(earlier, record):
             resumed = True
             record["started"] = earlier["started"]
-            logger.info("going on with the interrupted run in %s", partial)
         elif earlier is not None and not overwrite:
             raise UserError(_refusal(partial, earlier, record))
-        else:
-            shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / RUN_FILE, record)
     return Run(final, partial, record, resumed)
 
 

@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
+from huggingface_hub.utils import logging as hub_logging
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -90,6 +92,9 @@ def parse_settings(
     problems = settings.problems() if hasattr(settings, "problems") else []
     if problems:
         raise UserError("; ".join(problems))
+    own = inspect.get_annotations(dataclass_type)
+    shown = [name for name, value in values.items() if name in own or value != parser.get_default(name)]
+    logger.info("settings: %s", " ".join(f"{name}={values[name]}" for name in shown))
     return settings
 
 
@@ -157,17 +162,10 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     a defect of this project and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in (
-        "httpx",
-        "httpcore",
-        "sentence_transformers",
-        "datasets",
-        "huggingface_hub",
-        "accelerate",
-        "filelock",
-    ):
+    for noisy in ("httpx", "httpcore", "sentence_transformers", "datasets", "accelerate", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
+    transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, _raise_terminated)
     status = 0
@@ -178,7 +176,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         status = 2
     except (KeyboardInterrupt, Terminated) as stop:
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
-        print(f"stopped; go on with: python {' '.join(sys.argv)}", file=sys.stderr)
+        print(f"stopped; go on with: python {shlex.join(sys.argv)}", file=sys.stderr)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise

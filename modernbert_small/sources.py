@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
-from huggingface_hub.utils import logging as hub_logging
 
 from modernbert_small.docstrings import python_files, read_docstrings
 from modernbert_small.settings import UserError
@@ -93,23 +92,39 @@ class Source:
         return islice(_shuffled(rows, order), max_rows)
 
 
-def open_sources(specs: Sequence[str]) -> list[Source]:
-    """Open every source and look at its first row; nothing is written.
+def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
+    """Each source's name and its local path or hub id; None for docstrings.
 
     Args:
         specs: `name`, or `name=<local path or hub id>`.
 
     Raises:
-        UserError: an unknown or repeated name, a missing path, a hub out of reach, columns of no known
-            layout, a corrupt file.
+        UserError: an unknown or repeated name.
     """
-    names = [spec.partition("=")[0] for spec in specs]
-    for name, spec in zip(names, specs, strict=True):
+    locations: dict[str, str | None] = {}
+    for spec in specs:
+        name, _, given = spec.partition("=")
         if not _NAME.fullmatch(name) or spec.endswith("="):
             raise UserError(f"--sources {spec!r}: expected NAME or NAME=PATH_OR_HUB_ID, names of letters and digits")
-        if names.count(name) > 1:
-            raise UserError(f"--sources: {name} is named {names.count(name)} times; each source needs its own name")
-    return [_open_source(*spec.partition("=")[::2]) for spec in specs]
+        if name in locations:
+            raise UserError(f"--sources: {name} is named twice; each source needs its own name")
+        if not given and name not in (PYTHON_DOCS, *KNOWN_SOURCES):
+            known = ", ".join([*KNOWN_SOURCES, PYTHON_DOCS])
+            raise UserError(f"--sources {name}: not a known source ({known}); for your own text: {name}=PATH_OR_HUB_ID")
+        locations[name] = str(Path(given).expanduser()) if given else KNOWN_SOURCES.get(name, (None, None))[0]
+    return locations
+
+
+def open_sources(locations: Mapping[str, str | None]) -> list[Source]:
+    """Open every source and look at its first row; nothing is written.
+
+    Args:
+        locations: as `source_locations` gives them.
+
+    Raises:
+        UserError: a missing path, a hub out of reach, columns of no known layout, a corrupt file.
+    """
+    return [_open_source(name, location) for name, location in locations.items()]
 
 
 def recognise(columns: Sequence[str], where: str) -> list[Field]:
@@ -129,22 +144,18 @@ def recognise(columns: Sequence[str], where: str) -> list[Field]:
     raise UserError(f"{where}: found columns {', '.join(columns) or 'none'}; expected {LAYOUTS}")
 
 
-def _open_source(name: str, given: str) -> Source:
-    if name == PYTHON_DOCS and not given:
+def _open_source(name: str, location: str | None) -> Source:
+    if location is None:
         source = Source(name, None, [])
         source.parts = [partial(_docstring_rows, path, source.skipped_files) for path in python_files()]
         return source
-    if not given and name not in KNOWN_SOURCES:
-        known = ", ".join([*KNOWN_SOURCES, PYTHON_DOCS])
-        raise UserError(f"--sources {name}: not a known source ({known}); for your own text: {name}=PATH_OR_HUB_ID")
-    hub_id, config = KNOWN_SOURCES.get(name, (None, None))
-    path = Path(given or str(hub_id)).expanduser()
-    location = str(path)
+    path = Path(location)
     if path.exists() and not _has_hub_layout(path):
         files = _find_files(name, path)
         return Source(name, location, [_open_part(str(file), partial(_open_file, file)) for file in files])
-    if not path.exists() and (not _HUB_ID.fullmatch(given or location) or path.suffix.lower() in _READERS):
-        raise UserError(f"--sources {name}={given}: no such file or folder")
+    if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in _READERS):
+        raise UserError(f"--sources {name}={location}: no such file or folder")
+    _, config = KNOWN_SOURCES.get(name, (None, None))
     opener = partial(_open_dataset, name, location, config)
     return Source(name, location, [_open_part(f"{name} ({location})", opener)])
 
@@ -235,7 +246,6 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     Raises:
         UserError: it cannot be reached or has no such config or no split `train`.
     """
-    hub_logging.set_verbosity_error()  # Five retries a file would be ten lines of warnings.
     try:
         builder = load_dataset_builder(location, config)
         dataset = builder.as_streaming_dataset(split="train")

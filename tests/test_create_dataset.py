@@ -131,7 +131,10 @@ def test_validation_must_leave_most_of_the_corpus(run, tmp_path):
     ("flags", "message"),
     [
         (["--max_seq_length", "8", "--validation_rows", "0"], "max_seq_length: 8; use at least 16; validation_rows: 0"),
-        (["--tokenizer_name_or_path", "nowhere/tokenizer"], "--tokenizer_name_or_path nowhere/tokenizer: cannot be"),
+        (
+            ["--tokenizer_name_or_path", "nowhere/tokenizer"],
+            "--tokenizer_name_or_path nowhere/tokenizer: no such folder",
+        ),
         (["--sources", "triplets=triplets.parquet", "other=articles.csv"], "other=articles.csv"),
     ],
 )
@@ -146,7 +149,7 @@ def test_without_a_hub_the_recipe_ends_in_one_line(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = [line for line in done.stderr.splitlines() if " settings: " not in line]
     assert "sentence-transformers/msmarco-msmarco-MiniLM-L6-v3" in line
     assert "--sources msmarco=<local path>" in line
     assert [path.name for path in tmp_path.iterdir()] in ([], ["empty"])

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modernbert_small.settings import UserError
-from modernbert_small.sources import DOCUMENT, QUERY, open_sources, recognise
+from modernbert_small.sources import DOCUMENT, QUERY, open_sources, recognise, source_locations
 
 ROWS = {"query": ["who?", "where?"], "positive": ["she", "here"], "negative": ["he", "there"]}
 FLAT = [
@@ -37,7 +37,7 @@ def write(path, columns):
 
 
 def read(spec, max_rows=None, seed=0):
-    return list(open_sources([spec])[0].rows(max_rows, seed))
+    return list(open_sources(source_locations([spec]))[0].rows(max_rows, seed))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
@@ -138,27 +138,27 @@ def test_a_parquet_file_cut_short_is_found_before_anything_is_read(tmp_path):
     path = write(tmp_path / "data.parquet", {"text": ["a"] * 1000})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"data\.parquet: cannot be read"):
-        open_sources([f"own={path}"])
+        open_sources(source_locations([f"own={path}"]))
 
 
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
         (["wiki"], "wiki: not a known source (msmarco, sep, npr, finewiki, python_docs)"),
-        (["own=./nowhere"], "own=./nowhere: no such file or folder"),
+        (["own=./nowhere"], "own=nowhere: no such file or folder"),
         (["own=/no/such/file.csv"], "no such file or folder"),
         (["own="], "expected NAME or NAME=PATH_OR_HUB_ID"),
         (["a b=x"], "expected NAME or NAME=PATH_OR_HUB_ID"),
-        (["npr", "npr=x"], "npr is named 2 times"),
+        (["npr", "npr=x"], "npr is named twice"),
     ],
 )
 def test_bad_sources_are_refused(specs, message):
     with pytest.raises(UserError) as caught:
-        open_sources(specs)
+        open_sources(source_locations(specs))
     assert message in str(caught.value)
 
 
 def test_a_folder_without_readable_files_lists_what_it_has(tmp_path):
     (tmp_path / "notes.docx").touch()
     with pytest.raises(UserError, match=r"found \.docx in the folder; expected \.parquet, \.jsonl, \.csv, \.txt"):
-        open_sources([f"own={tmp_path}"])
+        open_sources(source_locations([f"own={tmp_path}"]))
