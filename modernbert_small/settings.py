@@ -71,6 +71,7 @@ def parse_settings(
     parser = _Parser(
         dataclass_type,
         description=description,
+        usage="%(prog)s [--config RECIPE.yaml] [--SETTING VALUE ...]",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )

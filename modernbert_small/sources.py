@@ -8,6 +8,7 @@ import csv
 import errno
 import json
 import logging
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
         if not given and name not in (PYTHON_DOCS, *KNOWN_SOURCES):
             known = ", ".join([*KNOWN_SOURCES, PYTHON_DOCS])
             raise UserError(f"--sources {name}: not a known source ({known}); for your own text: {name}=PATH_OR_HUB_ID")
-        locations[name] = str(Path(given).expanduser()) if given else KNOWN_SOURCES.get(name, (None, None))[0]
+        locations[name] = os.path.expanduser(given) if given else KNOWN_SOURCES.get(name, (None, None))[0]
     return locations
 
 

@@ -145,7 +145,7 @@ def test_a_parquet_file_cut_short_is_found_before_anything_is_read(tmp_path):
     ("specs", "message"),
     [
         (["wiki"], "wiki: not a known source (msmarco, sep, npr, finewiki, python_docs)"),
-        (["own=./nowhere"], "own=nowhere: no such file or folder"),
+        (["own=./nowhere"], "own=./nowhere: no such file or folder"),
         (["own=/no/such/file.csv"], "no such file or folder"),
         (["own="], "expected NAME or NAME=PATH_OR_HUB_ID"),
         (["a b=x"], "expected NAME or NAME=PATH_OR_HUB_ID"),
