@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.losses import MSELoss
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.card import write_model_card
-from modernbert_small.distillation import DistillationDataset, DistillationTrainer, load_labels, new_student
+from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
 from modernbert_small.hub import explain_load_errors
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.retrieval import RetrievalSet, compare, evaluator, format_comparison, load_retrieval_sets
@@ -157,12 +157,16 @@ def main() -> None:
     args.output_dir = str(run.folder)
     train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
 
+    similarity = align(student, train_data, args.tokens_per_batch)
+    logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
+
     trainer = new_trainer(args, student, train_data, heldout, datasets)
     measurements = train(trainer, run.folder)
     trainer.evaluator = None  # the sets are compared next, with the teacher beside
     heldout_metrics = trainer.evaluate()
     comparison = compare(student, teacher, datasets)
     measurements |= {
+        "alignment_similarity": similarity,
         "heldout_similarity": heldout_metrics["eval_similarity"],
         "comparison": comparison,
         "rows": {"train": len(train_data), "validation": len(heldout)},

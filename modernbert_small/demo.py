@@ -12,6 +12,7 @@ import logging
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,12 +86,14 @@ def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
     }
     documents = {text: f"d{i}" for i, text in enumerate(texts["train", "document"] + texts["validation", "document"])}
     queries = {text: f"q{i}" for i, text in enumerate(texts["validation", "query"])}
-    pairs = {
-        (queries[summary], documents[body])
-        for path in python_files()
-        for first, rest in read_docstrings(path) or ()
-        if (summary := normalise(first)) in queries and (body := normalise(rest)) in documents
-    }
+    with ProcessPoolExecutor() as pool:
+        docstrings = pool.map(read_docstrings, python_files(), chunksize=64)
+        pairs = {
+            (queries[summary], documents[body])
+            for of_file in docstrings
+            for first, rest in of_file or ()
+            if (summary := normalise(first)) in queries and (body := normalise(rest)) in documents
+        }
     answered = {query for query, _ in pairs}
     parts = {
         "corpus": {"_id": list(documents.values()), "text": list(documents)},

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
+from modernbert_small.alignment import best_rotation, rotate
 from modernbert_small.artefacts import content_hash
-from modernbert_small.batches import Batch, packed_features
+from modernbert_small.batches import Batch, PackedSampler, packed_features
+from modernbert_small.models import has_bf16
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore, count_rows, read_table, split_files
 from modernbert_small.training import PackedTrainerMixin
@@ -93,6 +95,40 @@ class DistillationDataset(Dataset):
             "label": torch.from_numpy(self.labels[batch.rows].astype(np.float32)),
             "weight": batch.weight,
         }
+
+
+def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> dict[str, float]:
+    """Turn a student into the labels' coordinates, see `alignment`.
+
+    Args:
+        student: modified; ModernBERT, pooling, Normalize.
+        dataset: its first 10 * D rows are the sample; rows are in random order.
+        tokens_per_batch: of the student's forward passes.
+
+    Returns:
+        Mean cosine to the labels before and after.
+    """
+    rows = min(len(dataset), 10 * dataset.labels.shape[1])
+    labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
+    encoder = student[0].auto_model
+    before = _embed(student, dataset, rows, tokens_per_batch)
+    encoder.final_norm.weight.data.fill_(1)
+    rotate(encoder, best_rotation(_embed(student, dataset, rows, tokens_per_batch), labels))
+    after = _embed(student, dataset, rows, tokens_per_batch)
+    return {name: round(float((e * labels).sum(1).mean()), 4) for name, e in (("before", before), ("after", after))}
+
+
+@torch.inference_mode()
+def _embed(student: SentenceTransformer, dataset: DistillationDataset, rows: int, tokens_per_batch: int) -> Tensor:
+    """Embeddings (rows, D) float32 of a dataset's first rows, on the CPU."""
+    student.eval()
+    device, parts = student.device, []
+    for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
+        features = packed_features(*dataset.store.gather(batch.rows))
+        features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+            parts.append(student(features)["sentence_embedding"].float().cpu())
+    return torch.cat(parts)
 
 
 class DistillationTrainer(PackedTrainerMixin, SentenceTransformerTrainer):
