@@ -30,7 +30,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from tqdm import tqdm
 
 from modernbert_small.artefacts import Run, begin, content_hash
-from modernbert_small.attention import ATTN_IMPLEMENTATIONS
+from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.labels import Labeller, read_blocks
 from modernbert_small.models import best_device, load_sentence_transformer, require_finite
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
@@ -78,8 +78,10 @@ class DistilDatasetArguments:
             found.append(f"pca_sample_size: {self.pca_sample_size} texts do not fix {self.embedding_dim} directions")
         if self.tokens_per_batch < 1:
             found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
-        if self.attn_implementation not in ATTN_IMPLEMENTATIONS:
-            found.append(f"attn_implementation: {self.attn_implementation}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
+        try:
+            choose_attn_implementation(self.attn_implementation, best_device())
+        except ValueError as error:
+            found.append(str(error))
         return found
 
 

@@ -81,7 +81,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
 
     def problems(self) -> list[str]:
         """What is wrong with these settings, before anything is loaded."""
-        return training_problems(self)
+        return training_problems(self, ("similarity", "loss"))
 
 
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
@@ -92,6 +92,11 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
         raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
+    if args.max_seq_length > encoder.config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length: {args.max_seq_length} is more than the student's max_position_embeddings "
+            f"{encoder.config.max_position_embeddings}"
+        )
     if student.get_embedding_dimension() != teacher.get_embedding_dimension():
         raise UserError(
             f"{flag} {args.model_name_or_path}: {student.get_embedding_dimension()} wide, but the teacher's vectors "

@@ -74,7 +74,7 @@ class PreTrainArguments(TrainingArguments):
 
     def problems(self) -> list[str]:
         """What is wrong with these settings, before anything is loaded."""
-        found = training_problems(self)
+        found = training_problems(self, ("loss",))
         if not 0 < self.mlm_probability < 1:
             found.append(f"mlm_probability: {self.mlm_probability}, expected a share between 0 and 1")
         return found

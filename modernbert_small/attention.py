@@ -40,8 +40,10 @@ def choose_attn_implementation(requested: str, device: torch.device) -> tuple[st
         device: where the model runs.
 
     Raises:
-        ValueError: it cannot run there.
+        ValueError: no such implementation, or it cannot run there.
     """
+    if requested not in ATTN_IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation: {requested}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
     has_flash = importlib.util.find_spec("flash_attn") is not None
     if requested == "auto":
         if device.type != "cuda":
@@ -163,18 +165,22 @@ def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int,
     B, H, L, d = q.shape
     n_blocks = -(-L // reach)
     fill = n_blocks * reach - L
-    q = pad(q, (0, 0, 0, fill)).view(B, H, n_blocks, reach, d)
-    k, v = (pad(x, (0, 0, reach, reach + fill)).unfold(2, 3 * reach, reach).transpose(-1, -2) for x in (k, v))
+
+    def with_neighbours(x: Tensor) -> Tensor:
+        """(B, H, L, d) -> (B, H, n_blocks, 3 * reach, d). Three shifted views: unfold's gradient is slow on CPU."""
+        blocks = pad(x, (0, 0, reach, reach + fill)).reshape(B, H, n_blocks + 2, reach, d)
+        return torch.cat([blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:]], 3)
+
+    q, k, v = pad(q, (0, 0, 0, fill)).reshape(B, H, n_blocks, reach, d), with_neighbours(k), with_neighbours(v)
     keys = pad(filled, (reach, reach + fill)).unfold(1, 3 * reach, reach)  # (B, n_blocks, 3 * reach)
     distance = torch.arange(3 * reach, device=q.device)[None] - torch.arange(reach, 2 * reach, device=q.device)[:, None]
     mask = keys[:, None, :, None, :] & (distance.abs() <= reach)
     # A padding query may have no key at all: let it see itself, its output goes nowhere.
     mask = mask | (distance == 0)
-    out = scaled_dot_product_attention(
-        q.flatten(0, 2)[:, None], k.flatten(0, 2)[:, None], v.flatten(0, 2)[:, None],
-        attn_mask=mask.expand(B, H, n_blocks, reach, 3 * reach).flatten(0, 2)[:, None], scale=scale,
-    )  # fmt: skip
-    return out.view(B, H, n_blocks * reach, d)[:, :, :L]
+    # Matrix products, not sdpa: with a mask on CPU its fused kernel is slower at this size.
+    scores = (q * (d**-0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    out = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1) @ v
+    return out.reshape(B, H, n_blocks * reach, d)[:, :, :L]
 
 
 def _padded(

@@ -67,7 +67,7 @@ def link_teacher(link: Path) -> None:
 
 
 def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
-    """Held-out summaries as queries, the corpus's documents as documents, laid out like NanoBEIR.
+    """Held-out summaries as queries, the bodies of all the corpus's docstrings as documents, laid out like NanoBEIR.
 
     Args:
         corpus: phase 1's output with the source python_docs; its validation split's queries are used, so
@@ -75,33 +75,29 @@ def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
         folder: where to write.
         name: of the set.
     """
-    tables = {
-        split: pa.concat_tables(read_table(split_files(corpus, split), ["text", "kind"]))
-        for split in ("train", "validation")
-    }
-    texts = {
-        (split, kind): [row["text"] for row in table.to_pylist() if row["kind"] == kind]
-        for split, table in tables.items()
-        for kind in ("query", "document")
-    }
-    documents = {text: f"d{i}" for i, text in enumerate(texts["train", "document"] + texts["validation", "document"])}
-    queries = {text: f"q{i}" for i, text in enumerate(texts["validation", "query"])}
+    summaries = {}
+    for split in ("train", "validation"):
+        table = pa.concat_tables(read_table(split_files(corpus, split), ["text", "kind"]))
+        summaries[split] = dict.fromkeys(row["text"] for row in table.to_pylist() if row["kind"] == "query")
+    heldout = {text: f"q{i}" for i, text in enumerate(summaries["validation"])}
+    documents: dict[str, str] = {}
+    pairs: dict[tuple[str, str], None] = {}
     with ProcessPoolExecutor() as pool:
-        docstrings = pool.map(read_docstrings, python_files(), chunksize=64)
-        pairs = {
-            (queries[summary], documents[body])
-            for of_file in docstrings
-            for first, rest in of_file or ()
-            if (summary := normalise(first)) in queries and (body := normalise(rest)) in documents
-        }
+        for docstrings in pool.map(read_docstrings, python_files(), chunksize=64):
+            for first, rest in docstrings or ():
+                summary, body = normalise(first), normalise(rest)
+                if body and (summary in heldout or summary in summaries["train"]):
+                    document = documents.setdefault(body, f"d{len(documents)}")
+                    if summary in heldout:
+                        pairs[heldout[summary], document] = None
     answered = {query for query, _ in pairs}
     parts = {
         "corpus": {"_id": list(documents.values()), "text": list(documents)},
         "queries": {
-            "_id": [query for query in queries.values() if query in answered],
-            "text": [text for text, query in queries.items() if query in answered],
+            "_id": [query for query in heldout.values() if query in answered],
+            "text": [text for text, query in heldout.items() if query in answered],
         },
-        "qrels": dict(zip(("query-id", "corpus-id"), map(list, zip(*sorted(pairs), strict=True)), strict=True)),
+        "qrels": {"query-id": [query for query, _ in pairs], "corpus-id": [document for _, document in pairs]},
     }
     for part, columns in parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)

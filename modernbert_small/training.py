@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
 from modernbert_small.models import best_device, has_bf16
 from modernbert_small.settings import UserError
@@ -149,8 +151,13 @@ def resolve_hardware(args: TrainingArguments) -> None:
         args.bf16 = not args.fp16 and has_bf16(torch.device("cpu") if args.use_cpu else best_device())
 
 
-def training_problems(args: Any) -> list[str]:
-    """What is wrong with a training phase's settings, beyond what TrainingArguments checks."""
+def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
+    """What is wrong with a training phase's settings, beyond what TrainingArguments checks.
+
+    Args:
+        args: the settings.
+        metrics: what the best checkpoint can be chosen by.
+    """
     found = []
     if args.tokens_per_batch < args.max_seq_length:
         found.append(
@@ -161,6 +168,18 @@ def training_problems(args: Any) -> list[str]:
         found.append("per_device_train_batch_size: batches are counted in tokens here; use tokens_per_batch")
     if args.max_seq_length < 8:
         found.append(f"max_seq_length: {args.max_seq_length}, expected at least 8")
+    try:
+        choose_attn_implementation(args.attn_implementation, args.device)
+    except ValueError as error:
+        found.append(str(error))
+    if args.n_gpu > 1:
+        found.append(
+            f"{args.n_gpu} GPUs are visible to one process: use torchrun --nproc_per_node {args.n_gpu}, or "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if args.load_best_model_at_end and metric not in metrics:
+        found.append(f"metric_for_best_model: {metric}, expected {' or '.join(metrics)}")
     if args.learning_rate <= 0:
         found.append(f"learning_rate: {args.learning_rate}, expected more than 0")
     return found

@@ -1,0 +1,64 @@
+"""Labels against SentenceTransformer.encode, for packed and padded teachers, prompts and any budget."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import SENTENCES, tiny_sentence_transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from modernbert_small import labels
+from modernbert_small.labels import Labeller, read_blocks
+from modernbert_small.settings import UserError
+
+CPU = torch.device("cpu")
+TEXTS = [*SENTENCES, "", "a", " ".join(SENTENCES * 3), "[MASK] stays text"]
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch):
+    monkeypatch.setattr(labels, "has_bf16", lambda device: False)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+@pytest.mark.parametrize("tokens_per_batch", [1, 80, 10_000])
+def test_labels_are_what_encode_gives(tmp_path, architecture, tokens_per_batch):
+    teacher = tiny_sentence_transformer(tmp_path, architecture, max_seq_length=48)
+    plain = [text for text in TEXTS if "[" not in text]
+    expected = teacher.encode(plain, normalize_embeddings=False)
+    labeller = Labeller(teacher, CPU, tokens_per_batch, "auto")
+    got = labeller.embed(labeller.tokenize(plain, ["document"] * len(plain)))
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_special_tokens_in_a_text_are_not_special(tmp_path):
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    (row,) = Labeller(teacher, CPU, 100, "auto").tokenize(TEXTS[-1:], ["query"])
+    assert teacher.tokenizer.mask_token_id not in row
+
+
+def test_queries_get_the_query_prompt_and_documents_theirs(tmp_path):
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    teacher.prompts = {"query": "find: ", "passage": "text: "}
+    labeller = Labeller(teacher, CPU, 1000, "auto")
+    got = labeller.embed(labeller.tokenize(SENTENCES[:2], ["query", "document"]))
+    expected = teacher.encode(["find: " + SENTENCES[0], "text: " + SENTENCES[1]], prompt="")
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_a_pooling_without_the_prompt_is_refused(tmp_path):
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    teacher.prompts = {"query": "find: "}
+    next(module for module in teacher if isinstance(module, Pooling)).include_prompt = False
+    with pytest.raises(UserError, match="pooling leaves its prompt out"):
+        Labeller(teacher, CPU, 1000, "auto")
+
+
+def test_blocks_are_all_rows_in_order_across_files(tmp_path):
+    files = []
+    for index, rows in enumerate(([0, 1, 2], [], [3], list(range(4, 11)))):
+        files.append(tmp_path / f"{index}.parquet")
+        pq.write_table(pa.table({"n": pa.array(rows, pa.int64())}), files[-1])
+    blocks = [block["n"].to_pylist() for block in read_blocks(files, ["n"], 4)]
+    assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]

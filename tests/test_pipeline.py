@@ -1,0 +1,204 @@
+"""The five scripts as users run them: five processes, another working folder, no hub."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers import ROOT, SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoTokenizer, ModernBertForMaskedLM
+
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
+TINY = {
+    "create_dataset": {
+        "sources": ["own=texts.jsonl", "pairs=pairs.csv"],
+        "tokenizer_name_or_path": "big",
+        "max_seq_length": 64,
+        "validation_rows": 20,
+    },
+    "init_model_mlm": {
+        "teacher_name_or_path": "big",
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+    },
+    "pre_train": {
+        "max_seq_length": 64,
+        "tokens_per_batch": 512,
+        "max_steps": 6,
+        "eval_steps": 3,
+        "report_to": "none",
+    },
+    "create_distil_dataset": {
+        "teacher_name_or_path": "small/teacher",
+        "embedding_dim": 16,
+        "pca_sample_size": 50,
+        "tokens_per_batch": 512,
+    },
+    "distil_train": {
+        "eval_datasets": ["evaluation"],
+        "output_dir": "checkpoints/model",
+        "max_seq_length": 64,
+        "tokens_per_batch": 512,
+        "eval_steps": 5,
+        "save_steps": 5,
+        "num_train_epochs": 1,
+        "learning_rate": 3e-3,
+        "report_to": "none",
+    },
+}
+
+
+def run(script, folder, *flags):
+    command = [sys.executable, ROOT / script, *flags]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which all five phases ran."""
+    from test_retrieval import write_set
+
+    folder = tmp_path_factory.mktemp("work")
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, rng.integers(4, 40))) for _ in range(200)]
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts[:150]))
+    (folder / "pairs.csv").write_text(
+        "query,positive\n" + "\n".join(f'"{a}","{b}"' for a, b in zip(texts[150:175], texts[175:], strict=True))
+    )
+    teacher = tiny_sentence_transformer(folder / "small", "bert", width=24)
+    tiny_modernbert(folder / "big", teacher.tokenizer, hidden_size=32, num_hidden_layers=6, num_attention_heads=4)
+    teacher.tokenizer.save_pretrained(folder / "big")
+    write_set(folder / "evaluation")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    results = [run(script, folder, "--config", "tiny.yaml") for script in SCRIPTS]
+    for script, result in zip(SCRIPTS, results, strict=True):
+        assert result.returncode == 0, f"{script}: {result.stdout}{result.stderr}"
+    return folder, results
+
+
+def test_corpus(finished):
+    folder, _ = finished
+    for split in ("train", "validation"):
+        table = pq.read_table(folder / "data/corpus" / f"{split}-00000-of-00001.parquet")
+        assert table.column_names == ["text", "source", "kind"]
+        assert set(table["kind"].to_pylist()) <= {"query", "document"}
+
+
+def test_checkpoints_load(finished):
+    folder, _ = finished
+    for name in ("init", "mlm"):
+        model = ModernBertForMaskedLM.from_pretrained(folder / "checkpoints" / name)
+        assert model.config.hidden_size == 16
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert len(AutoTokenizer.from_pretrained(folder / "checkpoints" / name)) == model.config.vocab_size
+    report = json.loads((folder / "checkpoints/init/run.json").read_text())
+    assert set(report["heldout_mlm_loss"]) == {"teacher", "student", "random student"}
+    assert any(name.startswith("model.layers.0.") for name in report["transferred"])
+
+
+def test_labels_are_the_reduced_teachers(finished):
+    folder, _ = finished
+    table = pq.read_table(folder / "data/distil/train-00000-of-00001.parquet")
+    assert table.column_names == ["sentence", "label", "source", "kind"]
+    corpus = pq.read_table(folder / "data/corpus/train-00000-of-00001.parquet")
+    assert table["sentence"].to_pylist() == corpus["text"].to_pylist()
+    assert str(table["label"].type).startswith("fixed_size_list<element: halffloat")
+    labels = np.array(table["label"].to_pylist(), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(labels, axis=1), 1, atol=2e-3)
+    teacher = SentenceTransformer(str(folder / "checkpoints/teacher"), device="cpu")
+    cosines = (teacher.encode(table["sentence"].to_pylist()) * labels).sum(1)
+    assert cosines.min() > 0.999  # bf16 where the processor has it
+
+
+def test_the_model_loads_and_learned(finished):
+    folder, _ = finished
+    model = SentenceTransformer(str(folder / "checkpoints/model"), device="cpu")
+    assert [type(module) for module in model] == [Transformer, Pooling, Normalize]
+    vectors = model.encode(["short", "a longer text " * 9])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    record = json.loads((folder / "checkpoints/model/run.json").read_text())
+    assert record["heldout_similarity"] > record["alignment_similarity"]["before"]
+    assert [row["dataset"] for row in record["comparison"]] == ["Toy", "mean"]
+    card = (folder / "checkpoints/model/README.md").read_text()
+    assert "# model\n" in card
+    assert "| Toy |" in card
+
+
+@pytest.mark.parametrize(("artefact", "script"), list(zip(ARTEFACTS, SCRIPTS, strict=True)))
+def test_run_json_says_what_was_made_from_what(finished, artefact, script):
+    folder, _ = finished
+    record = json.loads((folder / artefact / "run.json").read_text())
+    assert record["phase"] == script.split("/")[-1].removesuffix(".py")
+    assert record["wall_seconds"] > 0
+    assert record["inputs"]
+    assert {"settings", "versions", "git_commit", "started"} <= set(record)
+
+
+def test_nothing_is_left_half_written_or_pickled(finished):
+    folder, _ = finished
+    files = [path for path in folder.rglob("*") if "checkpoint-" not in str(path.relative_to(folder))]
+    assert not [path for path in files if path.name.endswith((".partial", ".tmp", ".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_each_phase_names_the_next_command(finished):
+    _, results = finished
+    for result, following in zip(results, SCRIPTS[1:], strict=False):
+        assert f"next: python {following}" in result.stderr
+    assert 'SentenceTransformer("checkpoints/model")' in results[-1].stderr
+    assert "| mean |" in results[-1].stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_again_does_nothing_and_other_settings_are_refused(finished, script, capsys):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    again = run_in_process(script, folder, capsys, "--config", "tiny.yaml")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True), again.stderr
+    other = run_in_process(script, folder, capsys, "--config", "tiny.yaml", "--seed", "7")
+    assert other.returncode == 2
+    assert "error: " in other.stderr
+    assert "seed: 42 -> 7" in other.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("script", "named"),
+    [
+        (SCRIPTS[0], ("sentence-transformers/msmarco-msmarco-MiniLM-L6-v3", "--sources msmarco=<local path>")),
+        (SCRIPTS[1], ("answerdotai/ModernBERT-base", "--teacher_name_or_path")),
+        (SCRIPTS[2], ("data/corpus", "--train_file")),
+        (SCRIPTS[3], ("data/corpus", "--train_file")),
+        (SCRIPTS[4], ("data/distil", "--train_file")),
+    ],
+)
+def test_the_default_recipe_without_a_hub_is_one_line(script, named, tmp_path, capsys):
+    result = run_in_process(script, tmp_path, capsys)
+    assert result.returncode == 2
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for words in named:
+        assert words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unreachable_tokenizer_and_teacher_are_named(finished, tmp_path, capsys):
+    folder, _ = finished
+    corpus = run_in_process(SCRIPTS[0], tmp_path, capsys, "--sources", f"own={folder / 'texts.jsonl'}")
+    assert corpus.returncode == 2
+    assert "answerdotai/ModernBERT-base" in corpus.stderr
+    assert "--tokenizer_name_or_path" in corpus.stderr
+    labels = run_in_process(SCRIPTS[3], tmp_path, capsys, "--train_file", str(folder / "data/corpus"))
+    assert labels.returncode == 2
+    assert "Alibaba-NLP/gte-modernbert-base" in labels.stderr
+    assert "--teacher_name_or_path" in labels.stderr

@@ -1,0 +1,179 @@
+"""Settings: default < recipe < command line, and how a script ends."""
+
+import dataclasses
+import errno
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from helpers import ROOT, SCRIPTS, load_script, run_in_process
+
+from modernbert_small.settings import SECTIONS, UserError, parse_settings, read_recipe, run_script
+
+CLASSES = dict(
+    zip(
+        SECTIONS,
+        (
+            "CreateDatasetArguments",
+            "InitModelArguments",
+            "PreTrainArguments",
+            "DistilDatasetArguments",
+            "DistilTrainArguments",
+        ),
+        strict=True,
+    )
+)
+
+
+@dataclass
+class Toy:
+    """Settings of no script."""
+
+    names: list[str] = field(default_factory=lambda: ["a"])
+    learning_rate: float = 1e-3
+    seed: int = 42
+
+    def problems(self):
+        found = []
+        if self.seed < 0:
+            found.append(f"seed: {self.seed}, expected 0 or more")
+        if self.learning_rate <= 0:
+            found.append(f"learning_rate: {self.learning_rate}, expected more than 0")
+        return found
+
+
+@pytest.fixture
+def handler():
+    """run_script installs a signal handler; put the earlier one back."""
+    earlier = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, earlier)
+
+
+def parse(*argv):
+    return parse_settings(Toy, "pre_train", "A toy.", list(argv))
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_command_line_beats_recipe_beats_default(tmp_path):
+    path = recipe(
+        tmp_path, "pre_train:\n  seed: 1\n  learning_rate: 5e-4\n  names: [x, y]\ncreate_dataset: {seed: 9}\n"
+    )
+    assert parse() == Toy()
+    assert parse("--config", path) == Toy(["x", "y"], 5e-4, 1)
+    assert parse(f"--config={path}", "--seed", "2", "--names", "z") == Toy(["z"], 5e-4, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pre_train: {sed: 1}", "pre_train: unknown key 'sed'; did you mean 'seed'?"),
+        ("pre_train: {config: other.yaml}", "unknown key 'config'"),
+        ("pre_train: {seed: many}", "argument --seed: invalid int value: 'many'"),
+        ("pretrain: {seed: 1}", "unknown section 'pretrain'; sections are create_dataset,"),
+        ("pre_train: 3", "pre_train: expected `key: value` lines, found 3"),
+        ("- 1", "expected sections create_dataset,"),
+        ("a: [", "not YAML"),
+        ("pre_train: {seed: -1, learning_rate: 0}", "seed: -1, expected 0 or more; learning_rate: 0.0, expected"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_that_names_the_key(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        parse("--config", recipe(tmp_path, text))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sed", "1"], "unknown setting '--sed'; did you mean 'seed'?"),
+        (["--see", "1"], "unknown setting '--see'"),
+        (["--seed"], "expected one argument"),
+        (["--config"], "--config"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+    ],
+)
+def test_a_bad_flag_is_one_line(flags, said):
+    with pytest.raises(UserError) as error:
+        parse(*flags)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (UserError("found 3, expected 4"), 2, "error: found 3, expected 4\n"),
+        (KeyboardInterrupt(), 130, "stopped; go on with: python"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space left on device: x; free some space"),
+        (None, 0, ""),
+    ],
+)
+def test_exit_status(raised, status, said, capsys, handler):
+    def main():
+        if raised:
+            raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == status
+    assert said in capsys.readouterr().err
+
+
+def test_sigterm_ends_with_143(capsys, handler):
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert stop.value.code == 143
+    assert "go on with" in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback(handler):
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_as_the_shell_shows_it(script, tmp_path):
+    result = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--config RECIPE.yaml" in result.stdout
+    assert "--overwrite" in result.stdout
+    assert "python " + script in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_impossible_value_ends_with_2_and_one_line(script, tmp_path, capsys):
+    result = run_in_process(script, tmp_path, capsys, "--seed", "many")
+    assert result.returncode == 2
+    assert result.stderr == "error: argument --seed: invalid int value: 'many' (see --help)\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(("section", "script"), list(zip(SECTIONS, SCRIPTS, strict=True)))
+def test_every_recipe_parses(path, section, script):
+    arguments = getattr(load_script(script), CLASSES[section])
+    assert parse_settings(arguments, section, None, ["--config", str(path)])
+
+
+@pytest.mark.parametrize(("section", "script"), list(zip(SECTIONS, SCRIPTS, strict=True)))
+def test_v2_is_the_defaults_and_names_each_setting(section, script):
+    arguments = getattr(load_script(script), CLASSES[section])
+    path = ROOT / "recipes" / "v2.yaml"
+    own = set(inspect.get_annotations(arguments)) - {"overwrite"}
+    assert set(read_recipe(path)[section]) == own
+    settings = [parse_settings(arguments, section, None, argv) for argv in ([], ["--config", str(path)])]
+    default, from_recipe = (
+        {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name != "logging_dir"} for s in settings
+    )
+    assert default == from_recipe

@@ -1,0 +1,87 @@
+"""The token store against the tokenizer, row by row."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import SENTENCES, tiny_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modernbert_small.settings import UserError
+from modernbert_small.tokens import read_table, split_files, text_tokenizer, tokenize_split
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def write(folder, texts, column="text"):
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: pa.array(texts, pa.string())}), folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=8))
+def test_rows_are_the_tokenizers_ids(tokenizer, tmp_path_factory, texts):
+    store = tokenize_split(write(tmp_path_factory.mktemp("data"), texts), "train", "text", tokenizer, 32)
+    assert store.tokens.dtype == np.uint16
+    assert len(store) == len(texts)
+    for row, text in enumerate(texts):
+        ids, lengths = store.gather(np.array([row]))
+        assert ids.tolist() == tokenizer(text, truncation=True, max_length=32, split_special_tokens=True)["input_ids"]
+        assert lengths.tolist() == [store.lengths[row]]
+    assert store.truncated == sum(len(tokenizer(text, split_special_tokens=True)["input_ids"]) > 32 for text in texts)
+
+
+def test_rows_gather_in_any_order(tokenizer, tmp_path):
+    store = tokenize_split(write(tmp_path / "data", SENTENCES), "train", "text", tokenizer, 64)
+    ids, lengths = store.gather(np.array([2, 0]))
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [part.tolist() for part in parts] == [tokenizer(SENTENCES[row])["input_ids"] for row in (2, 0)]
+
+
+def test_special_tokens_in_a_text_stay_text(tokenizer):
+    ids = text_tokenizer(tokenizer, 64).encode("a [MASK] and a [SEP]").ids
+    assert tokenizer.mask_token_id not in ids
+    assert ids.count(tokenizer.sep_token_id) == 1
+    assert tokenizer.decode(ids[1:-1]) == "a [MASK] and a [SEP]"
+
+
+def test_a_store_is_found_again_until_text_tokenizer_or_length_change(tokenizer, tmp_path):
+    data = write(tmp_path / "data", SENTENCES)
+    stores = tmp_path / "data.tokens"
+    tokenize_split(data, "train", "text", tokenizer, 64)
+    (made,) = stores.iterdir()
+    written = (made / "tokens.npy").stat().st_mtime_ns
+    tokenize_split(data, "train", "text", tokenizer, 64)
+    assert (made / "tokens.npy").stat().st_mtime_ns == written
+    tokenize_split(data, "train", "text", tokenizer, 32)
+    tokenize_split(data, "train", "text", tiny_tokenizer(tmp_path / "other", 300), 64)
+    write(data, SENTENCES[:2])
+    assert len(tokenize_split(data, "train", "text", tokenizer, 64)) == 2
+    assert len(list(stores.iterdir())) == 4
+
+
+def test_bad_data_is_one_line(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        split_files("nowhere", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no train-\*\.parquet"):
+        split_files(tmp_path / "empty", "train")
+    data = write(tmp_path / "null", ["a", None, "b"])
+    with pytest.raises(UserError, match="column 'text' is null in row 1"):
+        tokenize_split(data, "train", "text", tokenizer, 64)
+    with pytest.raises(UserError, match="no column 'sentence'; found text"):
+        tokenize_split(data, "train", "sentence", tokenizer, 64)
+    file = data / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match="not a whole Parquet file"):
+        list(read_table([file], ["text"]))
+    file.rename(data / "train-00000-of-00002.parquet")
+    with pytest.raises(UserError, match="1 train shards, expected 2"):
+        split_files(data, "train")
+    with pytest.raises(UserError, match="no rows"):
+        tokenize_split(write(tmp_path / "none", []), "train", "text", tokenizer, 64)
