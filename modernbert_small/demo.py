@@ -12,15 +12,15 @@ import logging
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.docstrings import python_files, read_docstrings
+from modernbert_small.artefacts import read_run
 from modernbert_small.settings import UserError, read_recipe, run_script
+from modernbert_small.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
 from modernbert_small.text import normalise
 from modernbert_small.tokens import read_table, split_files
 
@@ -75,21 +75,19 @@ def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
         folder: where to write.
         name: of the set.
     """
-    summaries = {}
-    for split in ("train", "validation"):
-        table = pa.concat_tables(read_table(split_files(corpus, split), ["text", "kind"]))
-        summaries[split] = dict.fromkeys(row["text"] for row in table.to_pylist() if row["kind"] == "query")
-    heldout = {text: f"q{i}" for i, text in enumerate(summaries["validation"])}
+    validation = pa.concat_tables(read_table(split_files(corpus, "validation"), ["text", "kind"]))
+    summaries = dict.fromkeys(row["text"] for row in validation.to_pylist() if row["kind"] == QUERY)
+    heldout = {text: f"q{i}" for i, text in enumerate(summaries)}
     documents: dict[str, str] = {}
     pairs: dict[tuple[str, str], None] = {}
-    with ProcessPoolExecutor() as pool:
-        for docstrings in pool.map(read_docstrings, python_files(), chunksize=64):
-            for first, rest in docstrings or ():
-                summary, body = normalise(first), normalise(rest)
-                if body and (summary in heldout or summary in summaries["train"]):
-                    document = documents.setdefault(body, f"d{len(documents)}")
-                    if summary in heldout:
-                        pairs[heldout[summary], document] = None
+    settings = read_run(corpus)["settings"]
+    (source,) = open_sources(source_locations([PYTHON_DOCS]))
+    for row in source.rows(settings["max_rows_per_source"], settings["seed"]):
+        texts = {kind: normalise(text) for kind, text in row}
+        if texts.get(DOCUMENT):
+            document = documents.setdefault(texts[DOCUMENT], f"d{len(documents)}")
+            if texts.get(QUERY) in heldout:
+                pairs[heldout[texts[QUERY]], document] = None
     answered = {query for query, _ in pairs}
     parts = {
         "corpus": {"_id": list(documents.values()), "text": list(documents)},
