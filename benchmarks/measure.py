@@ -1,5 +1,6 @@
 """One measurement in a process of its own, so that its peak memory is its own. Run by speed.py.
 
+On its own, from the root of the repository, with a folder that prepare.py wrote:
     python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 4 --rows 64 --result r.json
 """
 

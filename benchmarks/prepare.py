@@ -11,7 +11,6 @@ import json
 import logging
 import subprocess
 import sys
-
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -33,6 +32,18 @@ from modernbert_small.tokens import read_table, split_files, text_tokenizer
 
 VOCAB_SIZE = 50_368  # ModernBERT's
 logger = logging.getLogger(__name__)
+
+
+def write_sources(folder: Path, given: list[str] | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Note the sources, docstrings if none are given, and their tokens; returns name -> path."""
+    sources = dict(source.split("=", 1) for source in given or ())
+    if not sources:
+        sources = {"docstrings": str(folder / "source" / "docstrings.parquet")}
+        write_docstrings(Path(sources["docstrings"]))
+    (folder / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
+    tokens = count_source_tokens(sources, tokenizer)
+    (folder / "source_tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    return sources
 
 
 def write_docstrings(path: Path) -> None:
@@ -132,17 +143,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True, help="rows of the corpus that are measured on")
     parser.add_argument("--sources", nargs="*", help="NAME=PATH of Parquet as phase 1 takes it; default: docstrings")
     parser.add_argument("--corpus", type=Path, help="phase 1's output; default: made of the sources")
+    parser.add_argument("--no_sources", action="store_true", help="sources are not measured on: only made if needed")
     parser.add_argument("--teacher_layers", type=int, default=4, help="of ModernBERT-base's 22")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     tokenizer = load_tokenizer("--tokenizer", args.tokenizer)
-    sources = dict(source.split("=", 1) for source in args.sources or ())
-    if not sources:
-        sources = {"docstrings": str(args.folder / "source" / "docstrings.parquet")}
-        write_docstrings(Path(sources["docstrings"]))
-    (args.folder / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
-    tokens = count_source_tokens(sources, tokenizer)
-    (args.folder / "source_tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    if not args.no_sources or args.corpus is None:
+        sources = write_sources(args.folder, args.sources, tokenizer)
     if args.corpus is None:
         build_corpus(args.folder / "whole_corpus", sources, args.tokenizer)
     write_data(args.folder, take_rows(args.corpus or args.folder / "whole_corpus", args.rows))

@@ -3,9 +3,11 @@
 Nothing heavy is imported here: a measurement's peak memory is that of its own libraries.
 """
 
+import functools
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,12 +80,18 @@ class Positions:
 
     def __init__(self, model: Any) -> None:
         self.tokens = self.positions = 0
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        # Not a hook: sentence-transformers calls `forward` itself.
+        model.forward = self._counting(model.forward)
 
-    def _count(self, _model: Any, _args: Any, inputs: dict[str, Any]) -> None:
-        self.positions += inputs["input_ids"].numel()
-        mask = inputs.get("attention_mask")
-        self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+    def _counting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def counted(*args: Any, **inputs: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            self.positions += inputs["input_ids"].numel()
+            self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            return forward(*args, **inputs)
+
+        return counted
 
     def reset(self) -> None:
         """Forget what came before, the warm-up."""
