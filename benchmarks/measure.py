@@ -41,11 +41,11 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true", help="a GPU's batch sizes, and its memory")
     args = parser.parse_args()
     workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda)
-    if args.what == "corpus":
-        function = getattr(importlib.import_module("benchmarks.corpus"), args.side)
+    if args.what.startswith("corpus"):
+        module, function = "corpus", args.side + args.what.removeprefix("corpus")
     else:
-        function = getattr(importlib.import_module(f"benchmarks.{args.side}"), args.what)
-    measurement = function(workload)
+        module, function = args.side, args.what
+    measurement = getattr(importlib.import_module(f"benchmarks.{module}"), function)(workload)
     measurement = dataclasses.replace(measurement, peak_bytes=peak_bytes(args.cuda))
     args.result.write_text(measurement.to_json(), encoding="utf-8")
 

@@ -23,7 +23,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PreTrainedTokenizerBase
 
-from benchmarks.corpus import TEXT_COLUMNS, parquet_files
+from benchmarks.corpus import parquet_files, text_columns
 from benchmarks.workload import MAX_SEQ_LENGTH, ROOT, STUDENT_WIDTH, TEACHER_WIDTH
 from modernbert_small.docstrings import python_files, read_docstrings
 from modernbert_small.hub import load_tokenizer
@@ -62,7 +62,7 @@ def count_source_tokens(sources: dict[str, str], tokenizer: PreTrainedTokenizerB
     backend = text_tokenizer(tokenizer, 1 << 20)
     for path in itertools.chain.from_iterable(map(parquet_files, sources.values())):
         with pq.ParquetFile(path) as file:
-            table = file.read([name for name in TEXT_COLUMNS if name in file.schema_arrow.names])
+            table = file.read(text_columns(file.schema_arrow.names))
         for column in table.columns:
             texts = column.to_pylist()
             sample = texts[:2000]

@@ -14,6 +14,7 @@ What is compared, usual | ours:
     distillation  SentenceTransformerTrainer, 64 random rows, list labels | phase 5's trainer
     data_path     the same trainer's batches alone, without a model | token store and memory-mapped labels
     corpus        datasets.map, shuffle, to_parquet | phase 1, which also cleans, chunks and deduplicates
+    corpus_with_chunks  the same, texts cut to 1024 tokens by a second datasets.map | phase 1
 """
 
 import argparse
@@ -38,8 +39,15 @@ SIDES = ("usual", "ours")
 WARM_UP_ROWS = 4  # workload.py's: the corpus's first rows, which nothing is timed on
 # Rows of one measurement: on a CPU some tens of seconds of the usual way, on CUDA its full size.
 ROWS = {
-    "cpu": {"mlm": 64, "labels": 512, "distillation": 128, "data_path": 2048, "corpus": 0},
-    "cuda": {"mlm": 4096, "labels": 8192, "distillation": 8192, "data_path": 8192, "corpus": 0},
+    "cpu": {"mlm": 64, "labels": 512, "distillation": 128, "data_path": 2048, "corpus": 0, "corpus_with_chunks": 0},
+    "cuda": {
+        "mlm": 4096,
+        "labels": 8192,
+        "distillation": 8192,
+        "data_path": 8192,
+        "corpus": 0,
+        "corpus_with_chunks": 0,
+    },
 }
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "numpy", "pyarrow")
 
@@ -108,7 +116,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Path:
     rows = WARM_UP_ROWS + args.rounds * max(args.sizes.values())
     words: list[object] = ["--folder", folder, "--tokenizer", local_path(args.tokenizer), "--rows", rows]
     words += ["--teacher_layers", args.teacher_layers]
-    if "corpus" not in args.sizes:
+    if not {"corpus", "corpus_with_chunks"} & set(args.sizes):
         words.append("--no_sources")
     if args.corpus:
         words += ["--corpus", args.corpus.resolve()]
@@ -211,13 +219,18 @@ def markdown(lines: Sequence[Line], where: dict[str, Any]) -> str:
             line.what.replace("_", " "),
             f"{line.usual_tokens_per_second:,.0f}",
             f"{line.tokens_per_second:,.0f}",
-            f"{line.ratio:.1f}",
-            f"{line.lowest_ratio:.1f} - {line.highest_ratio:.1f}",
+            ratio_text(line.ratio),
+            f"{ratio_text(line.lowest_ratio)} - {ratio_text(line.highest_ratio)}",
             *paddings,
             *peaks,
         ]
         table.append(f"| {' | '.join(cells)} |")
     return "\n".join([*table, "", ", ".join(f"{key} {value}" for key, value in where.items())]) + "\n"
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio with one decimal, or two below one."""
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def main() -> None:
