@@ -6,7 +6,7 @@
 
 Both ways run on the same rows, models and precision, in turn, each measurement in a new process after a
 warm-up. A round has its own rows; the table shows the median over the rounds, and of the rounds' ratios.
-Writes speed.json and speed.md into --output_dir. About 20 minutes on two CPU cores.
+Writes speed.json and speed.md into --output_dir. About 20 to 25 minutes on two CPU cores.
 
 What is compared, usual | ours:
     mlm           Trainer, 16 random rows padded, checkpointing, all logits | phase 3's trainer
@@ -39,7 +39,7 @@ SIDES = ("usual", "ours")
 WARM_UP_ROWS = 4  # workload.py's: the corpus's first rows, which nothing is timed on
 # Rows of one measurement: on a CPU some tens of seconds of the usual way, on CUDA its full size.
 ROWS = {
-    "cpu": {"mlm": 64, "labels": 512, "distillation": 128, "data_path": 2048, "corpus": 0, "corpus_with_chunks": 0},
+    "cpu": {"mlm": 64, "labels": 512, "distillation": 64, "data_path": 2048, "corpus": 0, "corpus_with_chunks": 0},
     "cuda": {
         "mlm": 4096,
         "labels": 8192,
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ROWS["cpu"]), default=list(ROWS["cpu"]), help="what to run")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
-    parser.add_argument("--rows", type=int, help="rows of one measurement, of each of --only; for a quick look")
+    parser.add_argument("--rows", type=int, help="rows of one measurement; few make labels look better")
     parser.add_argument("--corpus", type=Path, help="phase 1's output to run on; default: made of the sources")
     parser.add_argument("--sources", nargs="+", help="NAME=PATH of Parquet, see phase 1; default: docstrings")
     parser.add_argument("--tokenizer", help="folder or hub id; default: the demo's, an installed package")
