@@ -1,0 +1,92 @@
+"""Building the corpus, both ways.
+
+Apart from the others, so that the usual way's peak memory does not count torch, which it doesn't need.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import concatenate_datasets, load_dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from benchmarks.workload import MAX_SEQ_LENGTH, Measurement, Workload, load_script
+
+LAYOUTS = (("text",), ("query", "positive", "negative", "text_chunk"), ("title", "body"))  # phase 1's
+
+
+def usual(workload: Workload) -> Measurement:
+    """Every text column flattened by datasets.map, shuffled, split, written: no cleaning, chunks or deduplication."""
+    return _usual(workload, chunk=False)
+
+
+def usual_with_chunks(workload: Workload) -> Measurement:
+    """The same, long texts cut where the tokenizer's windows end, as phase 3 needs them."""
+    return _usual(workload, chunk=True)
+
+
+def _usual(workload: Workload, chunk: bool) -> Measurement:
+    tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student") if chunk else None
+    began = time.perf_counter()
+    parts = []
+    for path in workload.sources.values():
+        rows = load_dataset("parquet", data_files=parquet_files(path), split="train")
+        flatten = functools.partial(_flatten, text_columns(rows.column_names))
+        parts.append(rows.map(flatten, batched=True, remove_columns=rows.column_names))
+    whole = concatenate_datasets(parts)
+    if tokenizer is not None:
+        whole = whole.map(functools.partial(_chunk, tokenizer), batched=True)
+    splits = whole.shuffle(seed=42).train_test_split(test_size=1000, seed=42)
+    for name, split in splits.items():
+        split.to_parquet(workload.scratch / f"{name}.parquet")
+    return Measurement(_source_tokens(workload), time.perf_counter() - began)
+
+
+def _flatten(columns: list[str], batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [text for column in columns for text in batch[column]]}
+
+
+def _chunk(tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    texts = batch["text"]
+    windows = tokenizer(
+        texts,
+        truncation=True,
+        max_length=MAX_SEQ_LENGTH,
+        add_special_tokens=False,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    spans = zip(windows["overflow_to_sample_mapping"], windows["offset_mapping"], strict=True)
+    return {"text": [texts[row][offsets[0][0] : offsets[-1][1]] for row, offsets in spans if offsets]}
+
+
+def ours(workload: Workload) -> Measurement:
+    """Phase 1: the same, cleaned, chunked and deduplicated."""
+    phase = load_script("mlm/create_dataset.py")
+    sys.argv = ["create_dataset.py", "--output_dir", str(workload.scratch / "corpus"), "--validation_rows", "1000"]
+    sys.argv += ["--tokenizer_name_or_path", str(workload.folder / "student")]
+    sys.argv += ["--max_seq_length", str(MAX_SEQ_LENGTH), "--sources"]
+    sys.argv += [f"{name}={path}" for name, path in workload.sources.items()]
+    began = time.perf_counter()
+    phase.main()
+    return Measurement(_source_tokens(workload), time.perf_counter() - began)
+
+
+def text_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of a source that hold text."""
+    return next(found for layout in LAYOUTS if (found := [column for column in layout if column in columns]))
+
+
+def parquet_files(path: str) -> list[str]:
+    """The Parquet files of a source: itself, or those below a folder."""
+    return [path] if path.endswith(".parquet") else sorted(map(str, Path(path).rglob("*.parquet")))
+
+
+def _source_tokens(workload: Workload) -> int:
+    return json.loads((workload.folder / "source_tokens.json").read_text(encoding="utf-8"))
+
+
+ours_with_chunks = ours  # phase 1 has one way

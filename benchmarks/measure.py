@@ -1,0 +1,54 @@
+"""One measurement in a process of its own, so that its peak memory is its own. Run by speed.py.
+
+On its own, from the root of the repository, with a folder that prepare.py wrote:
+    python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 4 --rows 64 --result r.json
+"""
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import resource
+import sys
+from pathlib import Path
+
+from benchmarks.workload import Workload
+
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def peak_bytes(cuda: bool) -> int:
+    """Peak of the device's memory on CUDA if torch was used, else of this process and its largest child."""
+    if cuda and "torch" in sys.modules:
+        import torch  # it is there already
+
+        if torch.cuda.max_memory_allocated():
+            return torch.cuda.max_memory_allocated()
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024
+
+
+def main() -> None:
+    """Run it and write the measurement as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=("usual", "ours"))
+    parser.add_argument("what")
+    parser.add_argument("--folder", type=Path, required=True, help="prepare.py's")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--first", type=int, required=True, help="first row of the corpus to run on")
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--result", type=Path, required=True, help="file to write")
+    parser.add_argument("--cuda", action="store_true", help="a GPU's batch sizes, and its memory")
+    args = parser.parse_args()
+    workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda)
+    if args.what.startswith("corpus"):
+        module, function = "corpus", args.side + args.what.removeprefix("corpus")
+    else:
+        module, function = args.side, args.what
+    measurement = getattr(importlib.import_module(f"benchmarks.{module}"), function)(workload)
+    measurement = dataclasses.replace(measurement, peak_bytes=peak_bytes(args.cuda))
+    args.result.write_text(measurement.to_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Our way: the phases' own classes, on the same rows as `usual`."""
+
+import time
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.training import QUIET, Stopwatch, device, synchronise
+from benchmarks.workload import (
+    MAX_SEQ_LENGTH,
+    MLM_PROBABILITY,
+    STUDENT_WIDTH,
+    Measurement,
+    Positions,
+    Workload,
+    load_script,
+)
+from modernbert_small.attention import use_packed_attention
+from modernbert_small.batches import PackedLoader, PackedSampler
+from modernbert_small.distillation import DistillationDataset, load_labels, new_student
+from modernbert_small.labels import Labeller
+from modernbert_small.masking import MaskedLMDataset
+from modernbert_small.tokens import TokenStore, read_table, split_files, tokenize_split
+
+
+def mlm(workload: Workload) -> Measurement:
+    """Phase 3: packed, masked batches; logits at hidden tokens."""
+    phase = load_script("mlm/pre_train.py")
+    args = phase.PreTrainArguments(
+        model_name_or_path=str(workload.folder / "student"),
+        output_dir=str(workload.scratch),
+        tokens_per_batch=workload.tokens_per_batch,
+        **QUIET,
+    )
+    student, tokenizer = phase.load_student(args)
+    store = tokenize_split(workload.folder / "corpus", "train", "text", tokenizer, MAX_SEQ_LENGTH)
+    positions = Positions(student)
+
+    def train(warm_up: bool) -> float:
+        rows = MaskedLMDataset(_rows(store, workload, warm_up), tokenizer, MLM_PROBABILITY)
+        positions.reset()
+        return Stopwatch.train(phase.MaskedLMTrainer(model=student, args=args, train_dataset=rows))
+
+    train(warm_up=True)
+    seconds = train(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def labels(workload: Workload) -> Measurement:
+    """Phase 4: tokenised, then batches of similar length under a token budget."""
+    teacher = SentenceTransformer(str(workload.folder / "teacher"))
+    labeller = Labeller(teacher, device(), 65_536 if workload.cuda else 8192, "auto")
+    positions = Positions(teacher[0].auto_model)
+    table = next(read_table(split_files(workload.folder / "corpus", "train"), ("text", "kind"), rows=1 << 20))
+
+    def embed(warm_up: bool) -> float:
+        first, last = workload.slice(warm_up)
+        rows = table.slice(first, last - first)
+        positions.reset()
+        began = time.perf_counter()
+        labeller.embed(labeller.tokenize(rows["text"].to_pylist(), rows["kind"].to_pylist()))
+        synchronise()
+        return time.perf_counter() - began
+
+    embed(warm_up=True)
+    seconds = embed(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def distillation(workload: Workload) -> Measurement:
+    """Phase 5: packed batches, memory-mapped labels."""
+    phase = load_script("distil_train.py")
+    args = phase.DistilTrainArguments(
+        output_dir=str(workload.scratch),
+        tokens_per_batch=16_384 if workload.cuda else workload.tokens_per_batch,
+        load_best_model_at_end=False,
+        num_train_epochs=1,
+        **QUIET,
+    )
+    student = new_student(str(workload.folder / "student"), MAX_SEQ_LENGTH)
+    use_packed_attention(student[0].auto_model, args.attn_implementation, args.device)
+    positions = Positions(student[0].auto_model)
+
+    def train(warm_up: bool) -> float:
+        rows = _distillation_rows(workload, student.tokenizer, warm_up)
+        positions.reset()
+        return Stopwatch.train(phase.new_trainer(args, student, rows, rows, []))
+
+    train(warm_up=True)
+    seconds = train(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def data_path(workload: Workload) -> Measurement:
+    """Batches of distillation alone: token store and memory-mapped labels."""
+    tokenizer = new_student(str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
+
+    def fetch(warm_up: bool) -> tuple[float, int, int]:
+        rows = _distillation_rows(workload, tokenizer, warm_up)
+        loader = PackedLoader(rows, PackedSampler(rows.store.lengths, workload.tokens_per_batch, seed=0))
+        positions = 0
+        began = time.perf_counter()
+        for batch in loader:
+            positions += batch["sentence_input_ids"].numel()
+        return time.perf_counter() - began, int(rows.store.lengths.sum()), positions
+
+    fetch(warm_up=True)
+    seconds, tokens, positions = fetch(warm_up=False)
+    return Measurement(tokens, seconds, positions)
+
+
+def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
+    """The measurement's rows of a store, memory-mapped as the whole is."""
+    first, last = workload.slice(warm_up)
+    offsets = store.offsets[first : last + 1]
+    return TokenStore(store.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], 0)
+
+
+def _distillation_rows(workload: Workload, tokenizer: Any, warm_up: bool) -> DistillationDataset:
+    store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, MAX_SEQ_LENGTH)
+    first, last = workload.slice(warm_up)
+    labels_ = load_labels(workload.folder / "distil", "train")[first:last]
+    assert labels_.dtype == np.float16
+    assert labels_.shape[1] == STUDENT_WIDTH
+    return DistillationDataset(_rows(store, workload, warm_up), labels_)

@@ -1,0 +1,155 @@
+"""The usual way: transformers, sentence-transformers and datasets as their guides show them.
+
+Batches of random rows padded to the longest, gradient checkpointing and logits at every position in
+pre-training; `encode` over blocks of `datasets.map`; SentenceTransformerTrainer on a column of sentences,
+which its collator tokenises, and a list column of labels. Precision is that of ours: bf16 autocast where the
+hardware has it, else float32. (docs: https://huggingface.co/docs/transformers/tasks/masked_language_modeling,
+https://sbert.net/examples/sentence_transformer/training/distillation/README.html)
+"""
+
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.losses import MSELoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+
+from benchmarks.training import QUIET, Stopwatch, bf16, device, synchronise
+from benchmarks.workload import (
+    DISTILLATION_ROWS_PER_BATCH,
+    ENCODE_ROWS_PER_BATCH,
+    MAX_SEQ_LENGTH,
+    MLM_PROBABILITY,
+    MLM_ROWS_PER_BATCH,
+    Measurement,
+    Positions,
+    Workload,
+)
+
+MAP_ROWS = 1000  # a block of datasets.map by default; encode sorts by length within it
+
+
+def mlm(workload: Workload) -> Measurement:
+    """Masked language modelling: rows of token ids, padded and masked by the collator."""
+    tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student")
+    model = AutoModelForMaskedLM.from_pretrained(workload.folder / "student")
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MLM_PROBABILITY)
+    positions = Positions(model)
+    args = TrainingArguments(
+        output_dir=str(workload.scratch),
+        per_device_train_batch_size=MLM_ROWS_PER_BATCH,
+        gradient_checkpointing=True,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        bf16=bf16(),
+        **QUIET,
+    )
+
+    def train(warm_up: bool) -> float:
+        rows = _rows(workload, "corpus", warm_up)
+        tokenized = rows.map(
+            lambda batch: tokenizer(batch["text"], truncation=True, max_length=MAX_SEQ_LENGTH),
+            batched=True,
+            remove_columns=rows.column_names,
+        )
+        positions.reset()
+        trainer = Trainer(model=model, args=args, train_dataset=tokenized, data_collator=collator)
+        return Stopwatch.train(trainer)
+
+    train(warm_up=True)
+    seconds = train(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def labels(workload: Workload) -> Measurement:
+    """A teacher's embeddings of every text, by `encode` in `datasets.map`."""
+    teacher = SentenceTransformer(str(workload.folder / "teacher"), device=str(device()))
+    positions = Positions(teacher[0].auto_model)
+
+    def embed(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        with torch.autocast(device().type, torch.bfloat16, enabled=bf16()):
+            return {"label": teacher.encode(batch["text"], batch_size=ENCODE_ROWS_PER_BATCH)}
+
+    def encode(warm_up: bool) -> float:
+        rows = _rows(workload, "corpus", warm_up)
+        positions.reset()
+        began = time.perf_counter()
+        rows.map(embed, batched=True, batch_size=MAP_ROWS)
+        synchronise()
+        return time.perf_counter() - began
+
+    encode(warm_up=True)
+    seconds = encode(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def distillation(workload: Workload) -> Measurement:
+    """Mean squared error to the labels with sentence-transformers' own trainer."""
+    student = _student(workload)
+    positions = Positions(student[0].auto_model)
+
+    def train(warm_up: bool) -> float:
+        positions.reset()
+        return Stopwatch.train(_distillation_trainer(workload, student, warm_up))
+
+    train(warm_up=True)
+    seconds = train(warm_up=False)
+    return Measurement(positions.tokens, seconds, positions.positions)
+
+
+def data_path(workload: Workload) -> Measurement:
+    """Batches of distillation alone: rows of a list column, tokenised and padded by the collator."""
+    student = _student(workload)
+
+    def fetch(warm_up: bool) -> tuple[float, int, int]:
+        loader = _distillation_trainer(workload, student, warm_up).get_train_dataloader()
+        tokens = positions = 0
+        began = time.perf_counter()
+        for batch in loader:
+            tokens += int(batch["sentence_attention_mask"].sum())
+            positions += batch["sentence_input_ids"].numel()
+        return time.perf_counter() - began, tokens, positions
+
+    fetch(warm_up=True)
+    seconds, tokens, positions = fetch(warm_up=False)
+    return Measurement(tokens, seconds, positions)
+
+
+def _rows(workload: Workload, data: str, warm_up: bool) -> Dataset:
+    dataset = load_dataset("parquet", data_files=str(workload.folder / data / "train-*.parquet"), split="train")
+    return dataset.select(range(*workload.slice(warm_up)))
+
+
+def _student(workload: Workload) -> SentenceTransformer:
+    transformer = Transformer(str(workload.folder / "student"), max_seq_length=MAX_SEQ_LENGTH)
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], device=str(device()))
+
+
+def _distillation_trainer(
+    workload: Workload, student: SentenceTransformer, warm_up: bool
+) -> SentenceTransformerTrainer:
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(workload.scratch),
+        per_device_train_batch_size=DISTILLATION_ROWS_PER_BATCH,
+        num_train_epochs=1,
+        learning_rate=5e-4,
+        bf16=bf16(),
+        **QUIET,
+    )
+    rows = _rows(workload, "distil", warm_up).select_columns(["sentence", "label"])
+    return SentenceTransformerTrainer(model=student, args=args, train_dataset=rows, loss=MSELoss(student))
