@@ -58,9 +58,7 @@ class DistilDatasetArguments:
         default="checkpoints/teacher", metadata={"help": "folder to write: the teacher with its projection"}
     )
     embedding_dim: int = field(default=384, metadata={"help": "width of the labels, the student's hidden_size"})
-    pca_sample_size: int = field(
-        default=100_000, metadata={"help": "texts the projection is fitted on"}
-    )
+    pca_sample_size: int = field(default=100_000, metadata={"help": "texts the projection is fitted on"})
     tokens_per_batch: int = field(default=65_536, metadata={"help": "tokens in a batch, padding included"})
     attn_implementation: str = field(
         default="auto",

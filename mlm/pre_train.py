@@ -26,7 +26,7 @@ from transformers import (
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.hub import explain_load_errors, load_tokenizer
-from modernbert_small.masking import MaskedLMDataset
+from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import split_files, tokenize_split
@@ -112,6 +112,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
     student.sparse_prediction = True  # logits where labels are, nowhere else
+    student.loss_function = masked_cross_entropy
     use_packed_attention(student, args.attn_implementation, args.device)
     return student, tokenizer
 

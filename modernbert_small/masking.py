@@ -1,5 +1,7 @@
 """Masked language modelling: which tokens are hidden, and the loss on them alone."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from modernbert_small.batches import Batch, packed_features
 from modernbert_small.tokens import TokenStore
 
 IGNORED = -100
+# Logits turned into float32 at a time: a CPU's cache; on CUDA enough to fill the device.
+_LOGITS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
 def mask_tokens(
@@ -72,6 +76,51 @@ class MaskedLMDataset(Dataset):
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )
         return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None]}
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of the rows' cross-entropies, with the gradient made in the same pass, some rows at a time.
+
+    Logits over a vocabulary of 50,000 are the largest tensor of the step. Autograd holds them three times in
+    float32; here float32 lives for some rows only, and one copy in the logits' own precision is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
+        step = max(1, _LOGITS_AT_A_TIME.get(logits.device.type, 1 << 28) // logits.shape[1])
+        for first in range(0, len(labels), step):
+            rows, target = logits[first : first + step].float(), labels[first : first + step, None]
+            rows = rows - rows.amax(1, keepdim=True)
+            at_target = rows.gather(1, target)
+            normaliser = rows.exp_().sum(1, keepdim=True)
+            total += (normaliser.log() - at_target).sum()
+            rows /= normaliser
+            rows.scatter_add_(1, target, rows.new_full(target.shape, -1))
+            gradient[first : first + step] = rows
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None
+
+
+def masked_cross_entropy(
+    logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
+) -> Tensor:
+    """transformers' masked-LM loss, in less time and memory.
+
+    Args:
+        logits: (N, V) of the hidden tokens alone, as ModernBERT's `sparse_prediction` gives them.
+        labels: (N,), none IGNORED.
+        vocab_size: V.
+        num_items_in_batch: what to divide by if not N.
+        kwargs: what else transformers' losses take.
+    """
+    total = _CrossEntropy.apply(logits.view(-1, vocab_size), labels)
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
 @torch.no_grad()

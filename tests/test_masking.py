@@ -1,10 +1,13 @@
 """Masking: the right share, never special tokens, labels only where something is hidden."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert_small.masking import IGNORED, mask_tokens
+from modernbert_small import masking
+from modernbert_small.masking import IGNORED, mask_tokens, masked_cross_entropy
 
 SPECIAL, MASK, VOCABULARY = np.array([0, 1, 2, 3]), 3, 1000
 
@@ -35,3 +38,23 @@ def test_the_same_seed_hides_the_same_tokens() -> None:
     first, second = (mask_tokens(tokens, SPECIAL, MASK, 1000, 0.3, np.random.default_rng((4, 0, 2))) for _ in range(2))
     assert (first[0] == second[0]).all()
     assert (first[1] == second[1]).all()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 40, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient_are_torchs(monkeypatch, at_a_time, dtype) -> None:
+    monkeypatch.setitem(masking._LOGITS_AT_A_TIME, "cpu", at_a_time)
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(7, 20, generator=generator)).to(dtype).requires_grad_()
+    labels = torch.randint(0, 20, (7,), generator=generator)
+    reference = torch.nn.functional.cross_entropy(logits.double(), labels)
+    (expected,) = torch.autograd.grad(reference, logits)
+    loss = masked_cross_entropy(logits, labels, 20)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), reference, rtol=1e-6, atol=0)
+    (got,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(
+        got, expected, **({"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-4})
+    )
+    half = masked_cross_entropy(logits, labels, 20, num_items_in_batch=14)
+    torch.testing.assert_close(half, loss / 2)
