@@ -166,7 +166,7 @@ def main() -> None:
     logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
 
     trainer = new_trainer(args, student, train_data, heldout, datasets)
-    measurements = train(trainer, run.folder)
+    measurements = train(trainer, run.folder, student[0].auto_model.config)
     trainer.evaluator = None  # the sets are compared next, with the teacher beside
     heldout_metrics = trainer.evaluate()
     comparison = compare(student, teacher, datasets)

@@ -152,7 +152,7 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[Perplexity()],
     )
-    measurements = train(trainer, run.folder)
+    measurements = train(trainer, run.folder, student.config, args.mlm_probability)
     metrics = trainer.evaluate()
     require_finite(student, "the trained student")
 

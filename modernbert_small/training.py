@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ModernBertConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
+from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
 from modernbert_small.models import best_device, has_bf16
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
@@ -62,15 +63,25 @@ class PackedTrainerMixin:
 class Progress(TrainerCallback):
     """A bar on a terminal, else a line per logging interval; both in real tokens a second.
 
+    Args:
+        tokens_per_step: of all processes.
+        share_per_token: of a second at the devices' peak rate, to turn speed into utilisation; None where
+            no peak is known.
+
     Attributes:
         tokens_per_second: since training started or resumed, evaluations left out.
     """
 
-    def __init__(self, tokens_per_step: float) -> None:
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, tokens_per_step: float, share_per_token: float | None = None) -> None:
+        self.tokens_per_step, self.share_per_token = tokens_per_step, share_per_token
         self.tokens_per_second = 0.0
         self._steps, self._seconds, self._step_began = 0, 0.0, 0.0
         self._bar: tqdm | None = None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation: counted work over what the devices could do."""
+        return None if self.share_per_token is None else self.tokens_per_second * self.share_per_token
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -107,7 +118,7 @@ class Progress(TrainerCallback):
             return
         shown = " ".join(f"{name} {_short(value)}" for name, value in logs.items() if _is_worth_showing(name, value))
         remaining = (state.max_steps - state.global_step) * self.tokens_per_step / max(self.tokens_per_second, 1e-9)
-        speed = f"{self.tokens_per_second:,.0f} tokens/s"
+        speed = f"{self.tokens_per_second:,.0f} tokens/s" + ("" if self.mfu is None else f" ({self.mfu:.0%} of peak)")
         if not self._bar.disable:
             self._bar.set_postfix_str(f"{shown} {speed}")
         elif state.global_step:
@@ -132,11 +143,13 @@ def _is_worth_showing(name: str, value: Any) -> bool:
     return isinstance(value, int | float) and not any(word in name for word in hidden + detail)
 
 
-def use_progress(trainer: Any, sampler: PackedSampler) -> Progress:
+def use_progress(trainer: Any, sampler: PackedSampler, flops_per_token: float) -> Progress:
     """Replace the Trainer's own progress with ours."""
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
-    progress = Progress(float(sampler.lengths.sum()) / len(sampler))
+    peak = peak_flops_per_second(trainer.args.device)
+    share = None if peak is None else flops_per_token / (peak * trainer.args.world_size)
+    progress = Progress(float(sampler.lengths.sum()) / len(sampler), share)
     trainer.add_callback(progress)
     return progress
 
@@ -201,8 +214,14 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def train(trainer: Any, folder: Path) -> dict[str, Any]:
+def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
     """Train from the last whole checkpoint in `folder`, or from the start.
+
+    Args:
+        trainer: with a packed training set.
+        folder: where checkpoints go.
+        config: the encoder's, to count its work.
+        predicted_share: of the tokens whose logits are computed.
 
     Returns:
         Measurements for run.json.
@@ -210,7 +229,9 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the last logged loss is not finite.
     """
-    progress = use_progress(trainer, trainer.get_train_dataloader().batch_sampler)
+    sampler = trainer.get_train_dataloader().batch_sampler
+    flops = training_flops_per_token(config, sampler.lengths, predicted_share)
+    progress = use_progress(trainer, sampler, flops)
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
@@ -224,6 +245,8 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "train_loss": round(result.training_loss, 6),
         "train_tokens_per_second": round(progress.tokens_per_second),
+        "train_flops_per_token": round(flops),
+        "mfu": progress.mfu,
         "padding_share": 0.0,  # rows are packed
         "peak_memory_bytes": peak_memory_bytes(),
         "history": history,

@@ -1,0 +1,53 @@
+"""Counted work: the floating-point operations that a ModernBERT needs for a token, and what a GPU could do."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import ModernBertConfig
+
+# Dense bf16 tensor-core rates from NVIDIA's data sheets, FLOP/s. Longer names first: "L40S" holds "L4".
+_PEAK_RATES = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+}
+
+
+def training_flops_per_token(
+    config: ModernBertConfig, lengths: NDArray[np.int64], predicted_share: float = 0.0
+) -> float:
+    """Matrix-product FLOPs of forward and backward, the mean over the tokens of a corpus, padding not counted.
+
+    A product of (m, k) and (k, n) counts 2 m k n; backward counts twice forward. Norms, activations and the
+    optimiser are left out, as usual for model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311).
+
+    Args:
+        config: the model's.
+        lengths: (N,) tokens of each row; attention depends on them.
+        predicted_share: of the tokens whose logits are computed; 0 without a masked-LM head.
+    """
+    D, V = config.hidden_size, config.vocab_size
+    linear = 2 * (4 * D * D + 3 * D * config.intermediate_size)  # Wqkv and Wo; Wi (input and gate) and Wo
+    n_global = sum(kind == "full_attention" for kind in config.layer_types)
+    n_sliding = config.num_hidden_layers - n_global
+    keys = np.square(lengths, dtype=np.float64)
+    reach = np.minimum(config.local_attention // 2, np.maximum(lengths - 1, 0))
+    keys_in_reach = lengths * (2 * reach + 1.0) - reach * (reach + 1.0)  # the row's ends see fewer
+    attention = 4 * D * (n_global * keys.sum() + n_sliding * keys_in_reach.sum()) / lengths.sum()
+    head = predicted_share * 2 * (D * D + D * V)
+    return float(3 * (config.num_hidden_layers * linear + attention + head))
+
+
+def peak_flops_per_second(device: torch.device) -> float | None:
+    """A GPU's bf16 rate by its data sheet, None for what is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for known, rate in _PEAK_RATES.items() if known in name), None)

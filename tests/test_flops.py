@@ -1,0 +1,41 @@
+"""Counted FLOPs against torch's own counter on the real forward and backward."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
+
+
+def config(**changes):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 40}
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 0)
+    return ModernBertConfig(**(sizes | {"vocab_size": 64, "local_attention": 8} | ids | changes))
+
+
+def test_a_row_within_the_window_is_what_torch_counts():
+    """Short enough that sliding layers see all of it, as torch's dense products do."""
+    length = 5
+    model = ModernBertForMaskedLM(config(attn_implementation="eager", local_attention=16))
+    tokens = torch.randint(0, 64, (1, length))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    # The embeddings need no gradient of their input, but Wqkv of layer 0 does: all products count thrice.
+    expected = training_flops_per_token(model.config, np.array([length]), predicted_share=1.0) * length
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-9)
+
+
+def test_sliding_layers_count_the_keys_in_reach():
+    lengths = np.array([1, 3, 9, 50])
+    only_global, mixed = config(global_attn_every_n_layers=1), config(global_attn_every_n_layers=3)
+    pairs = sum(abs(i - j) <= 4 for length in lengths for i in range(length) for j in range(length))
+    per_global = 3 * 4 * 32 * (lengths**2).sum() / lengths.sum()
+    per_sliding = 3 * 4 * 32 * pairs / lengths.sum()
+    difference = training_flops_per_token(only_global, lengths) - training_flops_per_token(mixed, lengths)
+    assert difference == pytest.approx(4 * (per_global - per_sliding))
+
+
+def test_no_peak_is_invented():
+    assert peak_flops_per_second(torch.device("cpu")) is None
