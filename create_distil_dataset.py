@@ -32,7 +32,7 @@ from tqdm import tqdm
 from modernbert_small.artefacts import Run, begin, content_hash
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.labels import Labeller, read_blocks
-from modernbert_small.models import best_device, load_sentence_transformer, require_finite
+from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import count_rows, split_files
@@ -177,14 +177,17 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
     shards = math.ceil(total / ROWS_PER_SHARD)
     paths = [run.folder / f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
     blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
-    tokens = 0
+    done = 0
     with tqdm(total=total, desc=f"labelling {split}", unit="row", disable=None) as bar:
         for path, table, rows in tokenized_ahead(labeller, blocks):
             if rows:
-                write_shard(path, table, labeller.embed(rows), args.embedding_dim)
-                tokens += sum(map(len, rows))
+                write_shard(path, table, labeller.embed(rows), args.embedding_dim, sum(map(len, rows)))
+            done += len(table)
             bar.update(len(table))
-    return {"rows": total, "tokens": tokens}
+            bar.set_postfix_str(speed := f"{labeller.speed['tokens_per_second']:,.0f} tokens/s")
+            if bar.disable:
+                logger.info("%s: %s of %s rows, %s", split, f"{done:,}", f"{total:,}", speed)
+    return {"rows": total, "tokens": sum(int(pq.read_schema(path).metadata[b"tokens"]) for path in paths)}
 
 
 def tokenized_ahead(
@@ -208,13 +211,14 @@ def tokenized_ahead(
             yield ahead.result()
 
 
-def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int) -> None:
-    """Write labels beside their sentences, aside first, then renamed."""
+def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
+    """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
     if embeddings.shape != (len(table), width):
         raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
+    shard = shard.replace_schema_metadata({"tokens": str(tokens)})
     pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
     path.with_suffix(".tmp").replace(path)
 
@@ -238,7 +242,7 @@ def main() -> None:
         path.name: {"rows": count_rows([path]), "hash": content_hash(path)}
         for path in sorted(run.folder.glob("*.parquet"))
     }
-    run.finish({"counts": counts, "files": files})
+    run.finish({"counts": counts, "files": files, **labeller.speed, "peak_memory_bytes": peak_memory_bytes()})
     logger.info("wrote %s and %s; next: python distil_train.py", args.output_dir, args.teacher_output_dir)
 
 

@@ -1,5 +1,6 @@
 """Embedding many texts with a teacher: tokens first, then batches of similar length under a token budget."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class Labeller:
         tokens_per_batch: tokens in a batch, padding included; at least one text whatever its length.
         attn_implementation: for a ModernBERT, see `attention`.
 
+    Attributes:
+        tokens, positions: run on so far; positions include padding.
+        seconds: spent in `embed`.
+
     Raises:
         UserError: no fast tokenizer, or a pooling that leaves out prompts.
     """
@@ -70,6 +75,15 @@ class Labeller:
         self.packed = transformer.config.model_type == "modernbert"
         if self.packed:
             use_packed_attention(transformer, attn_implementation, device)
+        self.tokens, self.positions, self.seconds = 0, 0, 0.0
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """For run.json: tokens a second and the share of padding, of all that was embedded so far."""
+        return {
+            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
+            "padding_share": round(1 - self.tokens / self.positions, 4) if self.positions else 0.0,
+        }
 
     def tokenize(self, texts: Sequence[str], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
         """Token ids of texts with their kind's prompt, in parallel."""
@@ -79,6 +93,7 @@ class Labeller:
     @torch.inference_mode()
     def embed(self, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them."""
+        began = time.perf_counter()
         order = np.argsort([-len(row) for row in rows], kind="stable")
         out: NDArray[np.float32] | None = None
         first = 0
@@ -92,7 +107,10 @@ class Labeller:
                 out = np.empty((len(rows), embeddings.shape[1]), np.float32)
             out[batch] = embeddings
             first += size
+            self.positions += features["input_ids"].numel()  # type: ignore[union-attr]
         assert out is not None, "no rows"
+        self.tokens += sum(map(len, rows))
+        self.seconds += time.perf_counter() - began
         return out
 
     def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:

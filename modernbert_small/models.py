@@ -1,4 +1,4 @@
-"""Models: loading them, the device they run on, whether their weights are sound."""
+"""Models: loading them, the device they run on and its memory, whether their weights are sound."""
 
 import os
 
@@ -47,6 +47,15 @@ def has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def peak_memory_bytes() -> int:
+    """Peak device memory on CUDA, else the process's peak resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows, where CUDA may still be
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def require_finite(model: torch.nn.Module, what: str) -> None:

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
 from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
-from modernbert_small.models import best_device, has_bf16
+from modernbert_small.models import best_device, has_bf16, peak_memory_bytes
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
 
@@ -251,15 +251,6 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
         "peak_memory_bytes": peak_memory_bytes(),
         "history": history,
     }
-
-
-def peak_memory_bytes() -> int:
-    """Peak device memory on CUDA, else the process's peak resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows, where CUDA may still be
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _is_finite_number(value: Any) -> bool:

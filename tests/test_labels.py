@@ -30,6 +30,9 @@ def test_labels_are_what_encode_gives(tmp_path, architecture, tokens_per_batch):
     labeller = Labeller(teacher, CPU, tokens_per_batch, "auto")
     got = labeller.embed(labeller.tokenize(plain, ["document"] * len(plain)))
     np.testing.assert_allclose(got, expected, atol=2e-6)
+    padded = architecture == "bert" and tokens_per_batch > 1
+    assert (labeller.speed["padding_share"] > 0) == padded
+    assert labeller.speed["tokens_per_second"] > 0
 
 
 def test_special_tokens_in_a_text_are_not_special(tmp_path):

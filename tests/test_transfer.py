@@ -1,0 +1,207 @@
+"""The transfer of all layers: identities that hold exactly, and optimality against brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+from modernbert_small.alignment import mean_free_basis
+from modernbert_small.attention import use_packed_attention
+from modernbert_small.batches import packed_features
+from modernbert_small.masking import IGNORED
+from modernbert_small.transfer import (
+    Parts,
+    _refit,
+    choose_layers,
+    linear_cka,
+    select_heads,
+    select_neurons,
+    stream_basis,
+    transfer_all_layers,
+)
+
+V = 60
+TYPES = {n: ["full_attention" if i % 3 == 0 else "sliding_attention" for i in range(n)] for n in range(1, 25)}
+
+
+def model(width, layers=4, heads=4, neurons=20, seed=0, norms=True):
+    torch.manual_seed(seed)
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 0)
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = ModernBertConfig(
+        vocab_size=V,
+        intermediate_size=neurons,
+        local_attention=8,
+        initializer_range=0.3,
+        norm_eps=1e-12,
+        **sizes,
+        **ids,
+    )
+    made = ModernBertForMaskedLM(config).eval()
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            if norms and "norm" in name:
+                value.uniform_(0.5, 1.5)
+            if "bias" in name:
+                value.normal_()
+    use_packed_attention(made, "auto", torch.device("cpu"))
+    return made
+
+
+def batches(n=3, seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(n):
+        lengths = rng.integers(3, 30, 12)
+        features = packed_features(rng.integers(0, V, lengths.sum()), lengths)
+        labels = torch.where(torch.rand(1, int(lengths.sum())) < 0.5, 1, IGNORED)
+        made.append(features | {"labels": labels})
+    return made
+
+
+def inputs(batch):
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+@torch.no_grad()
+def logits(of, batch):
+    return of(**inputs(batch)).logits
+
+
+def test_with_full_width_and_all_layers_the_student_is_the_teacher():
+    teacher, student = model(16), model(16, seed=1)
+    report = transfer_all_layers(student, teacher, batches())
+    batch = batches(1, seed=5)[0]
+    torch.testing.assert_close(logits(student, batch), logits(teacher, batch), atol=1e-4, rtol=0)
+    assert report["teacher_layers"] == [0, 1, 2, 3]
+    assert report["cka"] == [1, 1, 1, 1]
+    assert min(report["explained_variance"]) > 0.9999
+
+
+@pytest.mark.parametrize("heal", [True, False])
+def test_a_stream_in_the_subspace_is_cut_without_loss(heal):
+    """A teacher of width 24 that lives in 11 dimensions, with half its heads silent: width 12 holds all of it."""
+    teacher = model(24, heads=6, norms=False)
+    basis = mean_free_basis(24) @ torch.linalg.qr(torch.randn(23, 11, dtype=torch.float64))[0]
+    into = (basis @ basis.T).float()
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight.copy_(torch.randn(V, 24) @ into)
+        for layer in teacher.model.layers:
+            layer.attn.Wo.weight.copy_(into @ layer.attn.Wo.weight)
+            layer.attn.Wo.weight.view(24, 6, 4)[:, [1, 2, 5]] = 0
+            layer.mlp.Wo.weight.copy_(into @ layer.mlp.Wo.weight)
+    student = model(12, heads=3, seed=1)
+    report = transfer_all_layers(student, teacher, batches(), Parts(heal=heal))
+    assert min(report["explained_variance"]) > 0.9999
+    assert min(report["cka"]) > 0.9999
+    batch = inputs(batches(1, seed=5)[0])
+    with torch.no_grad():
+        h_S, h_T = (m.model(**batch).last_hidden_state[0] for m in (student, teacher))
+    # Both have the length sqrt(D): all inner products agree but for that.
+    torch.testing.assert_close(h_S @ h_S.T / 12, h_T @ h_T.T / 24, atol=1e-4, rtol=0)
+
+
+def test_permuted_heads_and_neurons_change_nothing():
+    teacher, permuted = model(24, heads=6), model(24, heads=6)
+    heads, neurons = torch.randperm(6), torch.randperm(20)
+    with torch.no_grad():
+        for layer in permuted.model.layers:
+            Wqkv = layer.attn.Wqkv.weight
+            Wqkv.copy_(Wqkv.view(3, 6, 4, 24)[:, heads].reshape(72, 24).clone())
+            layer.attn.Wo.weight.copy_(layer.attn.Wo.weight.view(24, 6, 4)[:, heads].reshape(24, 24).clone())
+            layer.mlp.Wi.weight.copy_(layer.mlp.Wi.weight.view(2, 20, 24)[:, neurons].reshape(40, 24).clone())
+            layer.mlp.Wo.weight.copy_(layer.mlp.Wo.weight[:, neurons].clone())
+    students = []
+    for source in (teacher, permuted):
+        students.append(model(12, layers=3, heads=3, neurons=10, seed=1))
+        transfer_all_layers(students[-1], source, batches())
+    batch = batches(1, seed=5)[0]
+    torch.testing.assert_close(logits(students[0], batch), logits(students[1], batch), atol=1e-3, rtol=1e-3)
+
+
+def test_the_same_again_is_the_same():
+    students = [model(12, layers=3, heads=3, seed=1) for _ in range(2)]
+    for student in students:
+        transfer_all_layers(student, model(24, heads=6), batches())
+    for a, b in zip(students[0].state_dict().values(), students[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_healing_brings_the_logits_nearer():
+    teacher = model(24, layers=7, heads=6)
+    held_out = batches(2, seed=9)
+    distance = {}
+    for heal in (True, False):
+        student = model(12, layers=4, heads=3, neurons=16, seed=1)
+        transfer_all_layers(student, teacher, batches(40), Parts(heal=heal))
+        distance[heal] = sum(
+            float((logits(student, b).log_softmax(-1) - logits(teacher, b).log_softmax(-1)).square().mean())
+            for b in held_out
+        )
+    assert distance[True] < distance[False]
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(7, 4), (9, 5), (10, 10), (8, 1), (10, 6)])
+def test_the_chosen_layers_are_the_nearest_to_even_spacing(teacher, student):
+    def distance(choice):
+        return sum(abs(layer - i * (teacher - 1) / max(1, student - 1)) for i, layer in enumerate(choice))
+
+    allowed = [
+        choice
+        for choice in itertools.combinations(range(teacher), student)
+        if choice[0] == 0 and [TYPES[teacher][layer] for layer in choice] == TYPES[student]
+    ]
+    chosen = choose_layers(TYPES[teacher], TYPES[student])
+    assert tuple(chosen) in allowed
+    assert distance(chosen) == pytest.approx(min(map(distance, allowed)))
+
+
+def test_the_seeds_sizes_have_their_layers():
+    chosen = choose_layers(TYPES[22], TYPES[12])
+    assert [TYPES[22][layer] for layer in chosen] == TYPES[12]
+    with pytest.raises(ValueError, match="cannot choose 12 layers of 6"):
+        choose_layers(TYPES[6], TYPES[12])
+    with pytest.raises(ValueError, match="too few sliding_attention layers"):
+        choose_layers(["full_attention"] * 5, TYPES[3])
+
+
+def test_the_basis_explains_most_among_mean_free_ones():
+    x = torch.randn(500, 10, dtype=torch.float64) * torch.linspace(3, 0.1, 10, dtype=torch.float64)
+    x = x - x.mean(1, keepdim=True)
+    P = stream_basis(x.T @ x, 4)
+    np.testing.assert_allclose(P @ P.T, np.eye(4) - 1 / 4, atol=1e-12)
+    kept = float((x @ P.T).square().sum())
+    best = np.linalg.svd(x.numpy(), compute_uv=False)[:3]
+    assert kept == pytest.approx((best**2).sum(), rel=1e-9)
+
+
+def test_importance_is_the_mean_square_of_what_is_written():
+    rng = np.random.default_rng(0)
+    o, Wo = rng.normal(size=(200, 12)) * np.repeat([1.0, 3, 2], 4), rng.normal(size=(5, 12))
+    written = [((o[:, b] @ Wo[:, b].T) ** 2).sum() for b in (slice(0, 4), slice(4, 8), slice(8, 12))]
+    two = sorted(np.argsort(written)[-2:].tolist())
+    assert select_heads(torch.from_numpy(o.T @ o), torch.from_numpy(Wo), 2, 4) == two
+    neurons = [np.square(np.outer(o[:, i], Wo[:, i])).sum() for i in range(12)]
+    expected = sorted(np.argsort(neurons)[-5:].tolist())
+    assert select_neurons(torch.from_numpy((o**2).sum(0)), torch.from_numpy(Wo), 5) == expected
+
+
+def test_refit_is_ridge_regression_around_the_weight():
+    rng = np.random.default_rng(0)
+    x, y, W = rng.normal(size=(300, 6)), rng.normal(size=(300, 4)), rng.normal(size=(4, 6))
+    ridge = 1e-3 * np.trace(x.T @ x) / 6
+    rows = np.vstack([x, np.sqrt(ridge) * np.eye(6)])
+    expected = np.linalg.lstsq(rows, np.vstack([y, np.sqrt(ridge) * W.T]), rcond=None)[0].T
+    weight = torch.from_numpy(W.copy())
+    _refit(weight, [torch.from_numpy(x[:100]), torch.from_numpy(x[100:])], [*torch.from_numpy(y).split([100, 200])])
+    np.testing.assert_allclose(weight.numpy(), expected, atol=1e-10)
+
+
+def test_cka_is_that_of_the_gram_matrices():
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.randn(40, 9, dtype=torch.float64)
+    centre = torch.eye(40, dtype=torch.float64) - 1 / 40
+    K, L = (centre @ z @ z.T @ centre for z in (x, y))
+    assert linear_cka(x, y) == pytest.approx(float((K * L).sum() / (K.norm() * L.norm())))
+    assert linear_cka(x, 3 * x @ torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] + 1) == pytest.approx(1)
