@@ -8,7 +8,7 @@ Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with 
 
 PCA of the teacher's token embeddings gives a basis and the student's embeddings; the first layer, the norms
 and the MLM head are projected with it; the other layers start as ModernBERT's do.
-Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502
+Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. --init all_layers: see modernbert_small/transfer.py.
 """
 
 import logging
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -28,12 +27,14 @@ from transformers import (
 )
 
 from modernbert_small.artefacts import begin
+from modernbert_small.attention import use_packed_attention
 from modernbert_small.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
 from modernbert_small.hub import load_config, load_tokenizer
-from modernbert_small.masking import MaskedLMDataset, masked_lm_loss
+from modernbert_small.masking import MaskedLMDataset, masked_lm_loss, sample_batches
 from modernbert_small.models import best_device, load_encoder, require_finite
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import tokenize_split
+from modernbert_small.transfer import transfer_all_layers
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,16 @@ class InitModelArguments:
         metadata={"help": "GeGLU neurons a layer; twice the width keeps the seed's 37 M parameters"},
     )
     max_position_embeddings: int = field(default=1024, metadata={"help": "longest input, in tokens"})
-    init: Literal["guide", "random", "embeddings"] = field(
+    init: Literal["guide", "random", "embeddings", "all_layers"] = field(
         default="guide",
-        metadata={"help": "guide: embeddings, first layer, norms and head; embeddings: these alone; random: none"},
+        metadata={
+            "help": "guide: embeddings, first layer, norms and head; embeddings: these alone; random: none; "
+            "all_layers: every layer, fitted on a sample of train_file; not yet compared on a trained teacher"
+        },
     )
     train_file: str = field(
         default="data/corpus",
-        metadata={"help": "corpus whose validation split the report's losses are measured on; may be missing"},
+        metadata={"help": "corpus: all_layers' sample, and the report's held-out losses; else it may be missing"},
     )
     seed: int = field(default=42, metadata={"help": "of the layers that start at random"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
@@ -78,6 +82,8 @@ class InitModelArguments:
             for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
             if getattr(self, name) < 1
         ]
+        if self.init == "all_layers" and not Path(self.train_file).exists():
+            found.append(f"train_file: {self.train_file} does not exist; --init all_layers needs a corpus (phase 1)")
         if self.max_position_embeddings < 8:
             found.append(f"max_position_embeddings: {self.max_position_embeddings}, expected at least 8")
         if not found and self.hidden_size % (2 * self.num_attention_heads):
@@ -97,7 +103,7 @@ def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: 
         problems.append(f"hidden_size: {args.hidden_size} is wider than the teacher's {teacher.hidden_size}")
     if len(tokenizer) > teacher.vocab_size:
         problems.append(f"the tokenizer has {len(tokenizer)} entries, the teacher's embeddings {teacher.vocab_size}")
-    if args.init == "guide" and isinstance(teacher, ModernBertConfig):
+    if args.init in ("guide", "all_layers") and isinstance(teacher, ModernBertConfig):
         head_dim = teacher.hidden_size // teacher.num_attention_heads
         if args.hidden_size != args.num_attention_heads * head_dim:
             problems.append(
@@ -105,7 +111,9 @@ def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: 
                 f"{args.num_attention_heads * head_dim}, but hidden_size is {args.hidden_size}; "
                 f"use {args.hidden_size // head_dim} heads or --init embeddings"
             )
-        for name in ("num_attention_heads", "intermediate_size"):
+        for name in ("num_attention_heads", "intermediate_size", "num_hidden_layers")[
+            : 3 if args.init != "guide" else 2
+        ]:
             if getattr(args, name) > getattr(teacher, name):
                 problems.append(f"{name}: {getattr(args, name)} is more than the teacher's {getattr(teacher, name)}")
     if problems:
@@ -133,11 +141,22 @@ def new_student(
 
 
 def transfer(
-    args: InitModelArguments, student: ModernBertForMaskedLM, teacher: PreTrainedModel
-) -> tuple[dict[str, Any], Tensor | None]:
-    """Fill the student from the teacher; returns the report and each direction's explained variance."""
+    args: InitModelArguments,
+    student: ModernBertForMaskedLM,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Fill the student from the teacher; returns the report."""
     if args.init == "random":
-        return {"transferred": [], "explained_variance": None}, None
+        return {"transferred": [], "explained_variance": None}
+    if args.init == "all_layers":
+        for model in (student, teacher):
+            use_packed_attention(model.to(best_device()), "auto", best_device())
+        store = tokenize_split(args.train_file, "train", "text", tokenizer, args.max_position_embeddings)
+        batches = sample_batches(MaskedLMDataset(store, tokenizer, 0.3), REPORT_TOKENS, args.seed, best_device())
+        layers = transfer_all_layers(student, teacher, batches)
+        names = [name for name, _ in student.named_parameters()]
+        return {"transferred": names, "explained_variance": layers["explained_variance"][-1], "layers": layers}
     embeddings = teacher.get_input_embeddings().weight.detach()
     basis, explained = principal_basis(embeddings, args.hidden_size)
     names = transfer_embeddings(student, embeddings, basis)
@@ -148,13 +167,12 @@ def transfer(
             "the teacher is a %s, not a ModernBERT with masked-LM head: its embeddings transfer, its layers do not",
             type(teacher).__name__,
         )
-    return {"transferred": names, "explained_variance": round(float(explained.sum()), 6)}, explained
+    spectrum = [round(value, 8) for value in explained.tolist()]
+    return {"transferred": names, "explained_variance": round(sum(spectrum), 6), "spectrum": spectrum}
 
 
 def measure_losses(
-    args: InitModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    models: dict[str, PreTrainedModel],
+    args: InitModelArguments, tokenizer: PreTrainedTokenizerBase, models: dict[str, PreTrainedModel]
 ) -> dict[str, float]:
     """Held-out MLM loss of each model on the corpus's validation split, if there is one."""
     if not Path(args.train_file).exists():
@@ -173,11 +191,15 @@ def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
     """Say which tensors came from where, and what that is worth."""
     parameters = student.num_parameters()
     logger.info("student: %.1f M parameters, %d tensors", parameters / 1e6, len(dict(student.named_parameters())))
-    for name in report["transferred"]:
-        logger.info("  from the teacher  %s", name)
-    logger.info("  all else          as ModernBERT initialises it (norms 1, truncated normal)")
+    layers = report.get("layers", {})
+    for index, (source, share, cka) in enumerate(zip(*layers.values(), strict=False)):
+        logger.info("  layer %2d from the teacher's %2d: explained variance %.3f, CKA %.3f", index, source, share, cka)
+    if not layers:
+        logger.info("  from the teacher: %s", ", ".join(report["transferred"]) or "nothing")
+        logger.info("  all else as ModernBERT initialises it (norms 1, truncated normal)")
     if report["explained_variance"] is not None:
-        logger.info("explained variance of the token embeddings: %.1f %%", 100 * report["explained_variance"])
+        what = "residual stream at the end" if layers else "token embeddings"
+        logger.info("explained variance of the %s: %.1f %%", what, 100 * report["explained_variance"])
     for name, loss in report["heldout_mlm_loss"].items():
         logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
 
@@ -196,9 +218,11 @@ def main() -> None:
     check_sizes(args, teacher_config, tokenizer)
     teacher, has_head = load_encoder("--teacher_name_or_path", args.teacher_name_or_path)
     require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
+    if args.init == "all_layers" and not isinstance(teacher, ModernBertForMaskedLM):
+        raise UserError(f"init: all_layers needs a ModernBERT with masked-LM head, found a {type(teacher).__name__}")
     run.start()
     student = new_student(args, teacher_config, tokenizer)
-    report, explained = transfer(args, student, teacher)
+    report = transfer(args, student, teacher, tokenizer)
     require_finite(student, "the student")
 
     models = {"teacher": teacher} if has_head else {}
@@ -210,8 +234,7 @@ def main() -> None:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
     student.save_pretrained(run.folder)
     tokenizer.save_pretrained(run.folder)
-    spectrum = [] if explained is None else [round(value, 8) for value in explained.tolist()]
-    run.finish({**report, "spectrum": spectrum, "parameters": student.num_parameters()})
+    run.finish({**report, "parameters": student.num_parameters()})
     logger.info("wrote %s; next: python mlm/pre_train.py", args.output_dir)
 
 

@@ -1,5 +1,6 @@
 """Masked language modelling: which tokens are hidden, and the loss on them alone."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernbert_small.batches import Batch, packed_features
+from modernbert_small.batches import Batch, PackedSampler, packed_features
 from modernbert_small.tokens import TokenStore
 
 IGNORED = -100
@@ -76,6 +77,16 @@ class MaskedLMDataset(Dataset):
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )
         return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None]}
+
+
+def sample_batches(
+    dataset: MaskedLMDataset, tokens: int, seed: int, device: torch.device
+) -> list[dict[str, Tensor | int]]:
+    """Packed, masked batches of random rows, about `tokens` in all, on a device."""
+    size = max(8192, int(dataset.store.lengths.max()))
+    sampler = PackedSampler(dataset.store.lengths, size, seed)
+    batches = map(dataset.__getitems__, islice(sampler, max(1, tokens // size)))
+    return [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
 class _CrossEntropy(torch.autograd.Function):

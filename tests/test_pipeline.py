@@ -108,6 +108,22 @@ def test_checkpoints_load(finished):
     assert any(name.startswith("model.layers.0.") for name in report["transferred"])
 
 
+def test_all_layers_transfer(finished, capsys):
+    folder, _ = finished
+    flags = ["--config", "tiny.yaml", "--init", "all_layers", "--output_dir", "checkpoints/all_layers"]
+    result = run_in_process(SCRIPTS[1], folder, capsys, *flags)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((folder / "checkpoints/all_layers/run.json").read_text())
+    assert report["layers"]["teacher_layers"][0] == 0
+    assert len(report["layers"]["cka"]) == 4
+    assert "layer  3 from the teacher's" in result.stderr
+    assert ModernBertForMaskedLM.from_pretrained(folder / "checkpoints/all_layers").config.num_hidden_layers == 4
+
+    missing = run_in_process(SCRIPTS[1], folder, capsys, *flags[:-1], "checkpoints/x", "--train_file", "nowhere")
+    assert missing.returncode == 2
+    assert "train_file: nowhere does not exist; --init all_layers needs a corpus" in missing.stderr
+
+
 def test_labels_are_the_reduced_teachers(finished):
     folder, _ = finished
     table = pq.read_table(folder / "data/distil/train-00000-of-00001.parquet")
