@@ -43,7 +43,7 @@ REPORT_TOKENS = 32_768  # about a minute of ModernBERT-base on two CPU cores
 
 @dataclass
 class InitModelArguments:
-    """Settings of phase 2. Sizes are the seed's model: 12 layers x 384."""
+    """Settings of phase 2. Sizes are ModernBERT-small-v2's: 12 layers x 384."""
 
     teacher_name_or_path: str = field(
         default="answerdotai/ModernBERT-base",
@@ -58,7 +58,7 @@ class InitModelArguments:
     )
     intermediate_size: int = field(
         default=768,
-        metadata={"help": "GeGLU neurons a layer; twice the width keeps the seed's 37 M parameters"},
+        metadata={"help": "GeGLU neurons a layer; twice the width makes 37 M parameters in all"},
     )
     max_position_embeddings: int = field(default=1024, metadata={"help": "longest input, in tokens"})
     init: Literal["guide", "random", "embeddings", "all_layers"] = field(
