@@ -5,7 +5,7 @@ Out:  data/distil: the corpus's rows as `sentence`, with `label`, a float16 unit
       checkpoints/teacher: the teacher with its projection, whose `encode` gives the labels.
 
     python create_distil_dataset.py                                          # gte-modernbert-base, one CUDA GPU
-    python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 8192   # a CPU
+    python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 4096   # a CPU
 
 A random sample is encoded, the projection fitted on it and added to the teacher as a Dense module; then all
 rows are labelled in batches of similar length, shard by shard, so that a killed run goes on at the first

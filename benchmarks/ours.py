@@ -50,7 +50,7 @@ def mlm(workload: Workload) -> Measurement:
 def labels(workload: Workload) -> Measurement:
     """Phase 4: tokenised, then batches of similar length under a token budget."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"))
-    labeller = Labeller(teacher, device(), 65_536 if workload.cuda else 8192, "auto")
+    labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto")
     positions = Positions(teacher[0].auto_model)
     table = next(read_table(split_files(workload.folder / "corpus", "train"), ("text", "kind"), rows=1 << 20))
 

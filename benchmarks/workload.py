@@ -45,7 +45,7 @@ class Workload:
 
     @property
     def tokens_per_batch(self) -> int:
-        """Of phases 3 and 5 here: what the caches hold on a CPU, what fills the device on CUDA."""
+        """Of our batches: what the caches hold on a CPU, what fills the device on CUDA."""
         return 65_536 if self.cuda else 4096
 
     @property

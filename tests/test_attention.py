@@ -78,6 +78,23 @@ def test_hidden_states_and_gradients_equal_padded_sdpa(lengths: list[int]) -> No
         )
 
 
+def test_bf16_is_as_near_to_float32_as_padded_sdpa_is() -> None:
+    rows = random_rows([1, 7, 512, 300, 2, 1024, 30, 200, 190])
+    weights = torch.randn(32, generator=torch.Generator().manual_seed(1))
+
+    def run(forward, bf16: bool) -> list[torch.Tensor]:
+        """Hidden states of all rows and every parameter's gradient."""
+        model = small_model()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            states = torch.cat(forward(model, rows)).float()
+        (states @ weights).sum().backward()
+        return [states.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    reference, usual, ours = run(padded, False), run(padded, True), run(packed, True)
+    for exact, expected, got in zip(reference, usual, ours, strict=True):
+        assert (got - exact).norm() < 1.2 * (expected - exact).norm()
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(0, 1000))
 def test_any_lengths_equal_padded_sdpa(lengths: list[int], seed: int) -> None:
