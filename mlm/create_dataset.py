@@ -39,7 +39,7 @@ from modernbert_small.text import Chunker
 
 logger = logging.getLogger(__name__)
 
-_SAMPLED_TEXTS = 2000
+_SAMPLED_TEXTS = 500
 # A character may take four byte-level tokens; with two special ones that is the least a chunk can be cut to.
 _MIN_SEQ_LENGTH = 16
 

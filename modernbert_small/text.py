@@ -18,9 +18,6 @@ MIN_ALPHANUMERIC = 3
 # Control characters that are no white space, lone surrogates, byte-order marks, non-characters.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 _CARRIAGE_RETURN = re.compile(r"\r\n?")
-# Anything but one plain space: a run of white space with a tab, NBSP and the like in it, or two spaces.
-_WIDE_SPACE = re.compile(r" ?[^\S\n ][^\S\n]*|  [^\S\n]*")
-_LINE_EDGE = re.compile(r" \n ?|\n ")
 _MANY_NEWLINES = re.compile(r"\n{3,}")
 
 # Normalisers that never make more code points than the text has UTF-8 bytes, given NFC text.
@@ -44,10 +41,8 @@ def normalise(text: str) -> str:
     if "\r" in text:
         text = _CARRIAGE_RETURN.sub("\n", text)
     text = unicodedata.normalize("NFC", _UNWANTED.sub("", text))
-    text = _WIDE_SPACE.sub(" ", text)
-    if "\n" in text:
-        text = _MANY_NEWLINES.sub("\n\n", _LINE_EDGE.sub("\n", text))
-    return text.strip()
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return _MANY_NEWLINES.sub("\n\n", "\n".join(lines)).strip()
 
 
 def is_trivial(text: str) -> bool:
