@@ -15,7 +15,6 @@ missing shard. LEAF (https://arxiv.org/abs/2509.12539) is the recipe to train on
 import logging
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,12 @@ from tqdm import tqdm
 
 from modernbert_small.artefacts import Run, begin, content_hash
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
-from modernbert_small.labels import Labeller, read_blocks
+from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduced_teacher
+from modernbert_small.labels import Labeller, read_blocks, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
+from modernbert_small.prefetch import ahead
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
+from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import count_rows, split_files
 
@@ -58,6 +60,10 @@ class DistilDatasetArguments:
         default="checkpoints/teacher", metadata={"help": "folder to write: the teacher with its projection"}
     )
     embedding_dim: int = field(default=384, metadata={"help": "width of the labels, the student's hidden_size"})
+    eval_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "sets to show on what the projection costs, as in phase 5: the ceiling of any student"},
+    )
     pca_sample_size: int = field(default=100_000, metadata={"help": "texts the projection is fitted on"})
     tokens_per_batch: int = field(default=65_536, metadata={"help": "tokens in a batch, padding included"})
     attn_implementation: str = field(
@@ -95,51 +101,41 @@ def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) ->
     return int(width)
 
 
-def sample_texts(args: DistilDatasetArguments, split: str, size: int) -> tuple[list[str], list[str]]:
-    """Texts and kinds of a random sample of a split, the whole split if it is smaller."""
-    files = split_files(args.train_file, split)
-    total = count_rows(files)
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(total)[:size])
-    texts: list[str] = []
-    kinds: list[str] = []
-    first = 0
-    for table in read_blocks(files, ("text", "kind"), ROWS_PER_SHARD):
-        rows = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(table))] - first
-        picked = table.take(pa.array(rows))
-        texts += picked["text"].to_pylist()
-        kinds += picked["kind"].to_pylist()
-        first += len(table)
-    return texts, kinds
-
-
 def reduce_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
     """Fit the projection, append it to the teacher, and measure what it keeps on held-out texts."""
     labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
-    heldout = labeller.embed(labeller.tokenize(*sample_texts(args, "validation", QUALITY_ROWS)))
+    heldout = labeller.embed(labeller.tokenize(*sample_texts(args.train_file, "validation", QUALITY_ROWS, args.seed)))
     if heldout.shape[1] == args.embedding_dim:
         logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
         return _with_modules(teacher, []), {"projection": None}
-    texts, kinds = sample_texts(args, "train", args.pca_sample_size)
+    texts, kinds = sample_texts(args.train_file, "train", args.pca_sample_size, args.seed)
     logger.info("fitting %d -> %d on %s texts", heldout.shape[1], args.embedding_dim, f"{len(texts):,}")
     basis, energy = fit_projection(labeller.embed(labeller.tokenize(texts, kinds)), args.embedding_dim)
-    quality = projection_quality(heldout, unit_vectors(heldout) @ basis)
+    after = unit_vectors(heldout) @ basis
+    quality = {
+        width: projection_quality(heldout, after[:, :width])
+        for width in sorted({args.embedding_dim, *WIDTHS}, reverse=True)
+        if width <= args.embedding_dim
+    }
     dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
-    report: dict[str, Any] = {
+    report = {
         "sample_texts": len(texts),
         "explained_energy": round(float(energy.sum()), 6),
-        **quality,
+        "heldout_texts": len(heldout),
+        "quality": quality,
         "spectrum": [round(float(share), 8) for share in energy],
     }
-    logger.info(
-        "explained energy %.2f %%; on %d held-out texts: correlation of cosines %.4f, neighbours kept %.1f %%",
-        100 * report["explained_energy"],
-        len(heldout),
-        quality["cosine_correlation"],
-        100 * quality["neighbour_recall"],
-    )
+    logger.info("explained energy %.2f %%; on %d held-out texts:", 100 * energy.sum(), len(heldout))
+    for width, kept in quality.items():
+        logger.info(
+            "  %4d values: correlation of cosines %.4f, neighbours kept %.1f %%",
+            width,
+            kept["cosine_correlation"],
+            100 * kept["neighbour_recall"],
+        )
     return _with_modules(teacher, [dense]), {"projection": report}
 
 
@@ -179,48 +175,24 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
     blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
     done = 0
     with tqdm(total=total, desc=f"labelling {split}", unit="row", disable=None) as bar:
-        for path, table, rows in tokenized_ahead(labeller, blocks):
+        for path, table, rows in ahead(tokenized(labeller, blocks)):
             if rows:
                 write_shard(path, table, labeller.embed(rows), args.embedding_dim, sum(map(len, rows)))
             done += len(table)
             bar.update(len(table))
-            bar.set_postfix_str(speed := f"{labeller.speed['tokens_per_second']:,.0f} tokens/s")
+            bar.set_postfix_str(speed := labeller.speed_text)
             if bar.disable:
                 logger.info("%s: %s of %s rows, %s", split, f"{done:,}", f"{total:,}", speed)
     return {"rows": total, "tokens": sum(int(pq.read_schema(path).metadata[b"tokens"]) for path in paths)}
 
 
-def tokenized_ahead(
+def tokenized(
     labeller: Labeller, blocks: Iterator[tuple[Path, pa.Table]]
 ) -> Iterator[tuple[Path, pa.Table, list[NDArray[np.int64]]]]:
-    """Blocks with their token ids, one ahead of the consumer; no ids for shards that are there already."""
-
-    def work(path: Path, table: pa.Table) -> tuple[Path, pa.Table, list[NDArray[np.int64]]]:
-        if path.exists():
-            return path, table, []
-        return path, table, labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist())
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = None
-        for block in blocks:
-            following = pool.submit(work, *block)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = following
-        if ahead is not None:
-            yield ahead.result()
-
-
-def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
-    """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
-    if embeddings.shape != (len(table), width):
-        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
-    labels = unit_vectors(embeddings).astype(np.float16)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
-    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
-    shard = shard.replace_schema_metadata({"tokens": str(tokens)})
-    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
-    path.with_suffix(".tmp").replace(path)
+    """Blocks with their token ids; no ids for shards that are there already."""
+    for path, table in blocks:
+        missing = not path.exists()
+        yield path, table, labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist()) if missing else []
 
 
 def main() -> None:
@@ -231,10 +203,13 @@ def main() -> None:
     if run is None:
         return
     split_files(args.train_file, "train")
+    retrieval_sets, _ = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)
     run.start()
     reduced = save_reduced_teacher(teacher, args, inputs)
+    ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
+    print(format_account(ceiling))
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
     counts = {split: label_split(labeller, args, run, split) for split in ("validation", "train")}
 
@@ -242,7 +217,15 @@ def main() -> None:
         path.name: {"rows": count_rows([path]), "hash": content_hash(path)}
         for path in sorted(run.folder.glob("*.parquet"))
     }
-    run.finish({"counts": counts, "files": files, **labeller.speed, "peak_memory_bytes": peak_memory_bytes()})
+    run.finish(
+        {
+            "ceiling": ceiling,
+            "counts": counts,
+            "files": files,
+            **labeller.speed,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+    )
     logger.info("wrote %s and %s; next: python distil_train.py", args.output_dir, args.teacher_output_dir)
 
 

@@ -24,9 +24,10 @@ from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
+from modernbert_small.evaluate import account, format_account, is_reduced_teacher
 from modernbert_small.hub import explain_load_errors
 from modernbert_small.models import load_sentence_transformer, require_finite
-from modernbert_small.retrieval import RetrievalSet, compare, evaluator, format_comparison, load_retrieval_sets
+from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import split_files, tokenize_split
 from modernbert_small.training import resolve_hardware, train, training_problems
@@ -46,7 +47,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
     output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={"help": "retrieval sets: NanoBEIR names, or folders laid out like NanoBEIR"},
+        metadata={"help": "sets to report: NanoBEIR names, folders laid out like it, stsb, files of pairs"},
     )
     max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer ones are cut"})
     tokens_per_batch: int = field(
@@ -157,7 +158,7 @@ def main() -> None:
     split_files(args.train_file, "train")
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     student = load_student(args, teacher)
-    datasets = load_retrieval_sets(args.eval_datasets)
+    retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     run.start()
     args.output_dir = str(run.folder)
     train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
@@ -165,22 +166,23 @@ def main() -> None:
     similarity = align(student, train_data, args.tokens_per_batch)
     logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
 
-    trainer = new_trainer(args, student, train_data, heldout, datasets)
+    trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run.folder, student[0].auto_model.config)
     trainer.evaluator = None  # the sets are compared next, with the teacher beside
     heldout_metrics = trainer.evaluate()
-    comparison = compare(student, teacher, datasets)
+    reduced = is_reduced_teacher(args.teacher_name_or_path)
+    comparison = account(student, teacher, reduced, retrieval_sets, pair_sets)
     measurements |= {
         "alignment_similarity": similarity,
         "heldout_similarity": heldout_metrics["eval_similarity"],
-        "comparison": comparison,
+        "account": comparison,
         "rows": {"train": len(train_data), "validation": len(heldout)},
         "truncated_rows": train_data.store.truncated,
     }
     save(args, student, run.folder, measurements)
     run.finish(measurements)
     print(
-        f"\nheld-out cosine to the teacher: {heldout_metrics['eval_similarity']:.4f}\n{format_comparison(comparison)}\n"
+        f"\nheld-out cosine to the labels: {heldout_metrics['eval_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
     logger.info('wrote %s; next, in Python: SentenceTransformer("%s")', output_dir, output_dir)
 

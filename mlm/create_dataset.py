@@ -25,14 +25,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from modernbert_small.artefacts import begin, content_hash
 from modernbert_small.corpus import discard_spill, merge, spill_source, write_splits
+from modernbert_small.decontaminate import Contamination, evaluation_texts
 from modernbert_small.hub import load_tokenizer
+from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.sources import open_sources, source_locations
 from modernbert_small.text import Chunker
@@ -63,6 +65,17 @@ class CreateDatasetArguments:
         default=None, metadata={"help": "rows to read of each source, from a shuffle of it; all by default"}
     )
     validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
+    eval_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "sets that the model will be reported on, as in phase 5; texts that they hold are dropped"},
+    )
+    decontaminate: Literal["queries", "all", "no"] = field(
+        default="queries",
+        metadata={
+            "help": "drop texts that equal a query of eval_datasets or share 13 words in a row with one; all: "
+            "or with a document"
+        },
+    )
     seed: int = field(default=42, metadata={"help": "fixes the order, the validation split and the rows taken"})
     overwrite: bool = field(default=False, metadata={"help": "replace a corpus made with other settings"})
 
@@ -110,9 +123,18 @@ class Tally:
         return entries
 
 
+def find_contamination(args: CreateDatasetArguments) -> Contamination | None:
+    """What the evaluation sets say, None if nothing is to be dropped for it."""
+    if args.decontaminate == "no" or not args.eval_datasets:
+        return None
+    sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    return Contamination(evaluation_texts(*sets, documents=args.decontaminate == "all"))
+
+
 def measure(
     counts: Mapping[str, Mapping[str, int]],
     duplicates: Mapping[str, int],
+    contaminated: Mapping[str, int],
     by_source: list[dict[str, Any]],
     files: Mapping[str, int],
     folder: Path,
@@ -128,7 +150,12 @@ def measure(
         "by_source": by_source,
         "read": {name: {what: count[what] for what in ("rows", "texts")} for name, count in counts.items()},
         "dropped": {
-            name: {"empty": count["empty"], "too_short": count["too_short"], "duplicate": duplicates.get(name, 0)}
+            name: {
+                "empty": count["empty"],
+                "too_short": count["too_short"],
+                "duplicate": duplicates.get(name, 0),
+                "contaminated": contaminated.get(name, 0),
+            }
             for name, count in counts.items()
         },
         "split": {name: {what: count[what] for what in ("split_texts", "chunks")} for name, count in counts.items()},
@@ -141,7 +168,7 @@ def format_report(record: Mapping[str, Any]) -> str:
     kept = [["source", "kind", "rows", "tokens ≈"]]
     kept += [[e["source"], e["kind"], f"{e['rows']:,}", f"{e['tokens']:,}"] for e in record["by_source"]]
     kept.append(["all", "", f"{sum(record['rows'].values()):,}", f"{record['tokens']:,}"])
-    lost = [["source", "rows read", "texts", "empty", "too short", "duplicate", "split", "into chunks"]]
+    lost = [["source", "rows read", "texts", "empty", "too short", "duplicate", "contaminated", "split", "into chunks"]]
     for name, read in record["read"].items():
         numbers = [*read.values(), *record["dropped"][name].values(), *record["split"][name].values()]
         lost.append([name, *(f"{number:,}" for number in numbers)])
@@ -168,12 +195,14 @@ def main() -> None:
     locations = source_locations(args.sources)
     inputs = {name: location for name, location in locations.items() if location is not None}
     inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
+    inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}
     run = begin("create_dataset", args.output_dir, dataclasses.asdict(args), inputs, args.overwrite)
     if run is None:
         return
     sources = open_sources(locations)
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path)
     chunker = Chunker(tokenizer, args.max_seq_length)
+    contamination = find_contamination(args)
     run.start()
 
     spill = run.folder / "spill"
@@ -182,8 +211,11 @@ def main() -> None:
         for source in sources
     }
     duplicates: Counter[str] = Counter()
+    contaminated: Counter[str] = Counter()
     tally = Tally()
     merged = merge({source.name: spill / source.name for source in sources}, duplicates)
+    if contamination is not None:
+        merged = contamination.drop(merged, contaminated)
     files = write_splits(tally.watch(merged), run.folder, args.validation_rows)
     if 2 * args.validation_rows >= sum(files.values()):
         shutil.rmtree(run.folder)  # other settings will be needed, and those start anew
@@ -194,7 +226,7 @@ def main() -> None:
     discard_spill(spill)
 
     by_source = tally.by_source([source.name for source in sources], chunker)
-    record = run.finish(measure(counts, duplicates, by_source, files, run.folder))
+    record = run.finish(measure(counts, duplicates, contaminated, by_source, files, run.folder))
     print(format_report(record))
     logger.info("%s is ready in %.0f s; next: python mlm/init_model_mlm.py", run.output_dir, record["wall_seconds"])
 

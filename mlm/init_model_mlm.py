@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from modernbert_small.agreement import format_agreement, layer_agreement
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import use_packed_attention
 from modernbert_small.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
@@ -145,18 +146,22 @@ def transfer(
     student: ModernBertForMaskedLM,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Any]:
-    """Fill the student from the teacher; returns the report."""
+) -> tuple[dict[str, Any], torch.Tensor | None, list[int] | None]:
+    """Fill the student from the teacher.
+
+    Returns:
+        The report; P (D_S, D_T), what the student's stream stands for; the teacher's layers that were kept. None of
+        either where there are none.
+    """
     if args.init == "random":
-        return {"transferred": [], "explained_variance": None}
+        return {"transferred": [], "spectrum": None}, None, None
     if args.init == "all_layers":
         for model in (student, teacher):
             use_packed_attention(model.to(best_device()), "auto", best_device())
         store = tokenize_split(args.train_file, "train", "text", tokenizer, args.max_position_embeddings)
         batches = sample_batches(MaskedLMDataset(store, tokenizer, 0.3), REPORT_TOKENS, args.seed, best_device())
-        layers = transfer_all_layers(student, teacher, batches)
-        names = [name for name, _ in student.named_parameters()]
-        return {"transferred": names, "explained_variance": layers["explained_variance"][-1], "layers": layers}
+        projection, kept = transfer_all_layers(student, teacher, batches)
+        return {"transferred": [name for name, _ in student.named_parameters()], "spectrum": None}, projection, kept
     embeddings = teacher.get_input_embeddings().weight.detach()
     basis, explained = principal_basis(embeddings, args.hidden_size)
     names = transfer_embeddings(student, embeddings, basis)
@@ -167,39 +172,45 @@ def transfer(
             "the teacher is a %s, not a ModernBERT with masked-LM head: its embeddings transfer, its layers do not",
             type(teacher).__name__,
         )
-    spectrum = [round(value, 8) for value in explained.tolist()]
-    return {"transferred": names, "explained_variance": round(sum(spectrum), 6), "spectrum": spectrum}
+    report = {"transferred": names, "spectrum": [round(value, 8) for value in explained.tolist()]}
+    return report, basis.T, None
 
 
-def measure_losses(
-    args: InitModelArguments, tokenizer: PreTrainedTokenizerBase, models: dict[str, PreTrainedModel]
-) -> dict[str, float]:
-    """Held-out MLM loss of each model on the corpus's validation split, if there is one."""
+def measure(
+    args: InitModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    models: dict[str, PreTrainedModel],
+    has_head: bool,
+    projection: torch.Tensor | None,
+    kept: list[int] | None,
+) -> dict[str, Any]:
+    """Held-out MLM losses, and agreement by layer, on the corpus's validation split, if there is one."""
     if not Path(args.train_file).exists():
-        logger.info("no corpus at %s: held-out losses are not measured", args.train_file)
-        return {}
+        logger.info("no corpus at %s: held-out losses and agreement by layer are not measured", args.train_file)
+        return {"heldout_mlm_loss": {}, "layers": None}
     store = tokenize_split(args.train_file, "validation", "text", tokenizer, args.max_position_embeddings)
     dataset = MaskedLMDataset(store, tokenizer, mlm_probability=0.3)
     losses = {}
     for name, model in models.items():
-        losses[name] = round(masked_lm_loss(model.to(best_device()), dataset, REPORT_TOKENS, args.seed), 4)
-        model.to("cpu")
-    return losses
+        model.to(best_device())
+        if name != "teacher" or has_head:
+            losses[name] = round(masked_lm_loss(model, dataset, REPORT_TOKENS, args.seed), 4)
+    student, teacher = models["student"], models["teacher"]
+    layers = layer_agreement(student, teacher, dataset, REPORT_TOKENS // 2, args.seed, kept, projection)
+    return {"heldout_mlm_loss": losses, "layers": layers}
 
 
 def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
     """Say which tensors came from where, and what that is worth."""
-    parameters = student.num_parameters()
-    logger.info("student: %.1f M parameters, %d tensors", parameters / 1e6, len(dict(student.named_parameters())))
-    layers = report.get("layers", {})
-    for index, (source, share, cka) in enumerate(zip(*layers.values(), strict=False)):
-        logger.info("  layer %2d from the teacher's %2d: explained variance %.3f, CKA %.3f", index, source, share, cka)
-    if not layers:
+    tensors = len(dict(student.named_parameters()))
+    logger.info("student: %.1f M parameters, %d tensors", student.num_parameters() / 1e6, tensors)
+    if len(report["transferred"]) < tensors:
         logger.info("  from the teacher: %s", ", ".join(report["transferred"]) or "nothing")
         logger.info("  all else as ModernBERT initialises it (norms 1, truncated normal)")
-    if report["explained_variance"] is not None:
-        what = "residual stream at the end" if layers else "token embeddings"
-        logger.info("explained variance of the %s: %.1f %%", what, 100 * report["explained_variance"])
+    if report["spectrum"]:
+        logger.info("explained variance of the token embeddings: %.1f %%", 100 * sum(report["spectrum"]))
+    for line in format_agreement(report["layers"]) if report["layers"] else ():
+        logger.info("  %s", line)
     for name, loss in report["heldout_mlm_loss"].items():
         logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
 
@@ -222,12 +233,10 @@ def main() -> None:
         raise UserError(f"init: all_layers needs a ModernBERT with masked-LM head, found a {type(teacher).__name__}")
     run.start()
     student = new_student(args, teacher_config, tokenizer)
-    report = transfer(args, student, teacher, tokenizer)
+    report, projection, kept = transfer(args, student, teacher, tokenizer)
     require_finite(student, "the student")
-
-    models = {"teacher": teacher} if has_head else {}
-    models |= {"student": student, "random student": new_student(args, teacher_config, tokenizer)}
-    report["heldout_mlm_loss"] = measure_losses(args, tokenizer, models)
+    models = {"teacher": teacher, "student": student, "random student": new_student(args, teacher_config, tokenizer)}
+    report |= measure(args, tokenizer, models, has_head, projection, kept)
     log_report(student, report)
 
     tokenizer.model_max_length = args.max_position_embeddings

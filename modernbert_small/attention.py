@@ -122,6 +122,7 @@ def varlen_attention(
     return out[None], None
 
 
+@torch.compiler.disable  # the groups are made in NumPy and differ in every batch
 def packed_sdpa_attention(
     module: nn.Module,
     query: Tensor,

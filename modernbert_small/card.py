@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from modernbert_small.retrieval import format_comparison
+from modernbert_small.evaluate import format_account
 
 _TEMPLATE = """---
 library_name: sentence-transformers
@@ -38,7 +38,7 @@ Held-out cosine to the teacher's vectors: {similarity:.4f}.
 
 {comparison}
 
-Retention is the student's nDCG@10 over its teacher's.
+What is kept is nDCG@10 over the teacher's, the mean over the sets, with a 95 % interval from a bootstrap over queries.
 
 ## Training
 
@@ -61,7 +61,7 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         record: phase 5's measurements.
         width: of the embeddings.
     """
-    comparison = format_comparison(record["comparison"]) if record["comparison"] else "No retrieval set was given."
+    comparison = format_account(record["account"]) or "No evaluation set was given."
     text = _TEMPLATE.format(
         name=folder.name.removesuffix(".partial"),
         max_seq_length=args.max_seq_length,

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from modernbert_small.artefacts import write_json
+from modernbert_small.prefetch import ahead
 from modernbert_small.sources import Row, Source
 from modernbert_small.text import Chunker, is_trivial, normalise
 
@@ -66,8 +67,9 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
     counts = Counter(dict.fromkeys(_COUNTED, 0))
     pending: list[pa.Table] = []
     files = 0
-    for batch in _batches(source.rows(max_rows, seed), counts, source.name):
-        pending.append(_hashed(_cleaned(batch, chunker, counts), seed))
+    # Read and cleaned by Python in one thread, chunked by Rust in this one.
+    for batch in ahead(_normalised(_batches(source.rows(max_rows, seed), counts, source.name), counts)):
+        pending.append(_hashed(_chunked(batch, chunker, counts), seed))
         if sum(table.nbytes for table in pending) >= _SPILL_BYTES:
             _write_sorted(folder / f"{files:05d}.arrow", pending)
             pending, files = [], files + 1
@@ -169,25 +171,31 @@ def _batches(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[R
         yield batch
 
 
-def _cleaned(batch: Row, chunker: Chunker, counts: Counter[str]) -> Row:
-    """Normalise texts, drop what says nothing, split what is too long."""
-    kept: Row = []
-    for kind, text in batch:
-        normal = normalise(text)
-        if not normal:
-            counts["empty"] += 1
-        elif is_trivial(normal):
-            counts["too_short"] += 1
-        else:
-            kept.append((kind, normal))
-    cleaned: Row = []
-    for (kind, _), chunks in zip(kept, chunker.split([text for _, text in kept]), strict=True):
+def _normalised(batches: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+    """Normalise texts and drop what says nothing."""
+    for batch in batches:
+        kept: Row = []
+        for kind, text in batch:
+            normal = normalise(text)
+            if not normal:
+                counts["empty"] += 1
+            elif is_trivial(normal):
+                counts["too_short"] += 1
+            else:
+                kept.append((kind, normal))
+        yield kept
+
+
+def _chunked(batch: Row, chunker: Chunker, counts: Counter[str]) -> Row:
+    """Split what is too long."""
+    rows: Row = []
+    for (kind, _), chunks in zip(batch, chunker.split([text for _, text in batch]), strict=True):
         if len(chunks) > 1:
             counts["split_texts"] += 1
             counts["chunks"] += len(chunks)
-        cleaned += [(kind, chunk) for chunk in chunks]
-    counts["spilled"] += len(cleaned)
-    return cleaned
+        rows += [(kind, chunk) for chunk in chunks]
+    counts["spilled"] += len(rows)
+    return rows
 
 
 def _hashed(texts: Row, seed: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Embedding many texts with a teacher: tokens first, then batches of similar length under a token budget."""
+"""Labelling texts with a teacher: tokens first, then batches of similar length under a token budget."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
@@ -15,8 +16,9 @@ from torch import Tensor
 from modernbert_small.attention import use_packed_attention
 from modernbert_small.batches import packed_features
 from modernbert_small.models import has_bf16
+from modernbert_small.projection import unit_vectors
 from modernbert_small.settings import UserError
-from modernbert_small.tokens import read_table, text_tokenizer
+from modernbert_small.tokens import count_rows, read_table, split_files, text_tokenizer
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
@@ -34,6 +36,34 @@ def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Ite
             waiting, count = [joined.slice(rows)], count - rows
     if count:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[list[str], list[str]]:
+    """Texts and kinds of a random sample of a corpus's split, the whole split if it is smaller."""
+    files = split_files(data, split)
+    chosen = np.sort(np.random.default_rng(seed).permutation(count_rows(files))[:size])
+    texts: list[str] = []
+    kinds: list[str] = []
+    first = 0
+    for table in read_table(files, ("text", "kind")):
+        rows = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(table))] - first
+        picked = table.take(pa.array(rows))
+        texts += picked["text"].to_pylist()
+        kinds += picked["kind"].to_pylist()
+        first += len(table)
+    return texts, kinds
+
+
+def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
+    """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
+    if embeddings.shape != (len(table), width):
+        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
+    labels = unit_vectors(embeddings).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
+    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
+    shard = shard.replace_schema_metadata({"tokens": str(tokens)})
+    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
+    path.with_suffix(".tmp").replace(path)
 
 
 class Labeller:
@@ -84,6 +114,11 @@ class Labeller:
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
             "padding_share": round(1 - self.tokens / self.positions, 4) if self.positions else 0.0,
         }
+
+    @property
+    def speed_text(self) -> str:
+        """The same for a progress bar."""
+        return f"{self.speed['tokens_per_second']:,.0f} tokens/s, {self.speed['padding_share']:.0%} padding"
 
     def tokenize(self, texts: Sequence[str], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
         """Token ids of texts with their kind's prompt, in parallel."""

@@ -1,5 +1,6 @@
 """Masked language modelling: which tokens are hidden, and the loss on them alone."""
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -138,28 +139,45 @@ def masked_cross_entropy(
 def masked_lm_loss(model: PreTrainedModel, dataset: MaskedLMDataset, max_tokens: int, seed: int) -> float:
     """Mean cross-entropy in nats over the hidden tokens of a dataset's first rows, the same for one seed.
 
-    Rows are padded, so that any architecture can be measured. The model is put into eval mode.
+    The model is put into eval mode.
 
     Args:
-        model: a masked-LM model that shares the dataset's vocabulary.
+        model: any masked-LM model that shares the dataset's vocabulary.
         dataset: rows to measure on.
         max_tokens: rows are taken until they hold this many tokens.
         seed: fixes which tokens are hidden.
     """
     model.eval()
     total, count = 0.0, 0
-    last = int(np.searchsorted(dataset.store.offsets, max_tokens, side="right"))
-    for first in range(0, min(last, len(dataset)), 8):
-        rows = np.arange(first, min(first + 8, last, len(dataset)))
+    for input_ids, attention_mask, labels in padded_batches(dataset, max_tokens, seed):
+        logits = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
+        hidden = labels != IGNORED
+        total += cross_entropy(logits.float().cpu()[hidden], labels[hidden], reduction="sum").item()
+        count += int(hidden.sum())
+    return total / max(count, 1)
+
+
+def padded_batches(
+    dataset: MaskedLMDataset, max_tokens: int, seed: int, rows_per_batch: int = 8
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A dataset's first rows, masked, in padded batches, which any architecture takes.
+
+    Args:
+        dataset: rows to read.
+        max_tokens: rows are taken until they hold this many tokens.
+        seed: fixes which tokens are hidden.
+        rows_per_batch: B.
+
+    Yields:
+        input_ids, attention_mask and labels (B, longest row) int64.
+    """
+    last = min(int(np.searchsorted(dataset.store.offsets, max_tokens, side="right")), len(dataset))
+    for first in range(0, last, rows_per_batch):
+        rows = np.arange(first, min(first + rows_per_batch, last))
         packed = dataset.__getitems__(Batch(rows, (seed, first)))
         lengths = dataset.store.lengths[rows].tolist()
         input_ids, labels = (
             pad_sequence(list(packed[name][0].split(lengths)), batch_first=True, padding_value=fill)  # type: ignore[index]
             for name, fill in (("input_ids", 0), ("labels", IGNORED))
         )
-        attention_mask = (torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-        logits = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
-        hidden = labels != IGNORED
-        total += cross_entropy(logits.float().cpu()[hidden], labels[hidden], reduction="sum").item()
-        count += int(hidden.sum())
-    return total / max(count, 1)
+        yield input_ids, (torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]).long(), labels

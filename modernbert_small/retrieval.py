@@ -1,23 +1,20 @@
-"""Retrieval sets, by NanoBEIR name or from a folder, and how student and teacher do on them."""
+"""Sets to evaluate on: retrieval by NanoBEIR name or from a folder, sentence pairs from a file."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, NanoBEIREvaluator
 from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATASET_NAME_TO_HUMAN_READABLE
 
-from modernbert_small.models import has_bf16
 from modernbert_small.settings import UserError
 
-logger = logging.getLogger(__name__)
-
-FLAG = "--eval_datasets"
+ALL_NANOBEIR = "nanobeir"
+STSB = "stsb"
+_STSB_HUB_ID = "sentence-transformers/stsb"
+_PAIR_COLUMNS = ["sentence1", "sentence2", "score"]
 
 
 @dataclass(frozen=True)
@@ -30,35 +27,84 @@ class RetrievalSet:
     relevant: dict[str, set[str]]
 
 
-def load_retrieval_sets(names: Sequence[str]) -> list[RetrievalSet]:
-    """Load sets by NanoBEIR name, or folders laid out like NanoBEIR.
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of sentences and how alike people found them."""
+
+    name: str
+    first: list[str]
+    second: list[str]
+    scores: list[float]
+
+
+def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[RetrievalSet], list[PairSet]]:
+    """Load sets by name, from folders laid out like NanoBEIR, and from files of sentence pairs.
 
     A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>-*.parquet`; columns `_id`, `text`
-    and `query-id`, `corpus-id`. One folder may hold several sets.
+    and `query-id`, `corpus-id`. One folder may hold several sets. A file is Parquet with `sentence1`,
+    `sentence2`, `score`.
+
+    Args:
+        flag: where the names come from, for errors.
+        names: NanoBEIR's, `nanobeir` for all of them, `stsb`, folders, files.
 
     Raises:
-        UserError: an unknown name, the hub out of reach, or a folder laid out otherwise.
+        UserError: an unknown name, the hub out of reach, or a folder or file laid out otherwise.
     """
-    sets = []
+    retrieval: list[RetrievalSet] = []
+    pairs: list[PairSet] = []
     for name in names:
         if Path(name).is_dir():
-            sets += _read_folder(Path(name))
+            retrieval += _read_folder(flag, Path(name))
+        elif Path(name).is_file():
+            pairs.append(_read_pairs(flag, Path(name)))
+        elif name.lower() == STSB:
+            pairs.append(_load_stsb(flag))
+        elif name.lower() == ALL_NANOBEIR:
+            retrieval += [_load_nanobeir(flag, one) for one in DATASET_NAME_TO_HUMAN_READABLE]
         elif name.lower() in DATASET_NAME_TO_HUMAN_READABLE:
-            sets.append(_load_nanobeir(name.lower()))
+            retrieval.append(_load_nanobeir(flag, name.lower()))
         else:
             known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
-            raise UserError(f"{FLAG} {name}: no such folder, and not one of NanoBEIR's sets: {known}")
-    return sets
+            raise UserError(
+                f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} "
+                f"for all of them, or {STSB}"
+            )
+    return retrieval, pairs
 
 
-def _load_nanobeir(name: str) -> RetrievalSet:
+def _read_pairs(flag: str, file: Path) -> PairSet:
+    try:
+        table = pq.read_table(file, columns=_PAIR_COLUMNS)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{flag} {file}: expected Parquet with {', '.join(_PAIR_COLUMNS)}: {error}") from error
+    if set(table.column_names) != set(_PAIR_COLUMNS) or any(column.null_count for column in table.columns):
+        raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS} without nulls")
+    return PairSet(file.stem, *(table[name].to_pylist() for name in _PAIR_COLUMNS))
+
+
+def _load_stsb(flag: str) -> PairSet:
+    from datasets import load_dataset  # only needed here, and slow to import
+
+    try:
+        rows = load_dataset(_STSB_HUB_ID, split="test")
+    except Exception as error:  # datasets and the hub raise many kinds for one cause
+        raise UserError(_no_hub(flag, STSB, _STSB_HUB_ID, error)) from error
+    return PairSet(STSB, *(list(rows[name]) for name in _PAIR_COLUMNS))
+
+
+def _no_hub(flag: str, name: str, hub_id: str, error: Exception) -> str:
+    return (
+        f"{flag} {name}: {hub_id} did not come from the Hugging Face hub ({type(error).__name__}); check the network, "
+        f"or pass {flag} <local folder>"
+    )
+
+
+def _load_nanobeir(flag: str, name: str) -> RetrievalSet:
     try:
         loaded = NanoBEIREvaluator([name]).evaluators[0]
     except Exception as error:  # datasets and the hub raise many kinds for one cause
-        raise UserError(
-            f"{FLAG} {name}: sentence-transformers/NanoBEIR-en did not come from the Hugging Face hub "
-            f"({type(error).__name__}); check the network, or pass {FLAG} <local folder>"
-        ) from error
+        raise UserError(_no_hub(flag, name, "sentence-transformers/NanoBEIR-en", error)) from error
     return RetrievalSet(
         f"Nano{DATASET_NAME_TO_HUMAN_READABLE[name]}",
         dict(zip(loaded.queries_ids, loaded.queries, strict=True)),
@@ -67,27 +113,27 @@ def _load_nanobeir(name: str) -> RetrievalSet:
     )
 
 
-def _read_folder(folder: Path) -> list[RetrievalSet]:
+def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
     names = sorted({file.name.split("-")[0] for file in folder.glob("qrels/*.parquet")})
     if not names:
-        raise UserError(f"{FLAG} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
-    return [_read_set(folder, name) for name in names]
+        raise UserError(f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
+    return [_read_set(flag, folder, name) for name in names]
 
 
-def _read_set(folder: Path, name: str) -> RetrievalSet:
+def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
     columns = {"corpus": ("_id", "text"), "queries": ("_id", "text"), "qrels": ("query-id", "corpus-id")}
     parts = {}
     for part, (first, second) in columns.items():
         files = sorted(folder.glob(f"{part}/{name}-*.parquet"))
         if not files:
-            raise UserError(f"{FLAG} {folder}: no {part}/{name}-*.parquet")
+            raise UserError(f"{flag} {folder}: no {part}/{name}-*.parquet")
         try:
             tables = [pq.read_table(file, columns=[first, second]) for file in files]
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{FLAG} {folder}: {part}: expected Parquet with {first}, {second}: {error}") from error
+            raise UserError(f"{flag} {folder}: {part}: expected Parquet with {first}, {second}: {error}") from error
         table = pa.concat_tables(tables)
         if set(table.column_names) != {first, second}:
-            raise UserError(f"{FLAG} {folder}: {part}: columns {table.column_names}, expected {first}, {second}")
+            raise UserError(f"{flag} {folder}: {part}: columns {table.column_names}, expected {first}, {second}")
         parts[part] = list(zip(table[first].to_pylist(), table[second].to_pylist(), strict=True))
     corpus, queries = dict(parts["corpus"]), dict(parts["queries"])
     relevant: dict[str, set[str]] = {}
@@ -95,7 +141,7 @@ def _read_set(folder: Path, name: str) -> RetrievalSet:
         if query in queries and document in corpus:
             relevant.setdefault(query, set()).add(document)
     if not relevant:
-        raise UserError(f"{FLAG} {folder}: no query of {name} has a relevant document in its corpus")
+        raise UserError(f"{flag} {folder}: no query of {name} has a relevant document in its corpus")
     return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant)
 
 
@@ -114,42 +160,3 @@ def evaluator(dataset: RetrievalSet, batch_size: int = 32) -> InformationRetriev
         map_at_k=[100],
         write_csv=False,
     )
-
-
-def ndcg_at_10(model: SentenceTransformer, dataset: RetrievalSet) -> float:
-    """A model's nDCG@10 by cosine, in bf16 where the hardware has it."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16(model.device)):
-        return float(evaluator(dataset)(model)[f"{dataset.name}_cosine_ndcg@10"])
-
-
-def compare(
-    student: SentenceTransformer, teacher: SentenceTransformer, datasets: Sequence[RetrievalSet]
-) -> list[dict[str, float | str]]:
-    """nDCG@10 of both models on each set, and the student's share of the teacher's.
-
-    Returns:
-        A row per set: dataset, teacher, student, retention; last their mean, whose retention is the mean
-        of the sets' retentions.
-    """
-    rows: list[dict[str, float | str]] = []
-    for dataset in datasets:
-        scores = [round(ndcg_at_10(model, dataset), 4) for model in (teacher, student)]
-        retention = round(scores[1] / max(scores[0], 1e-9), 4)
-        rows.append({"dataset": dataset.name, "teacher": scores[0], "student": scores[1], "retention": retention})
-    if rows:
-        means = {
-            name: round(sum(float(row[name]) for row in rows) / len(rows), 4)
-            for name in ("teacher", "student", "retention")
-        }
-        rows.append({"dataset": "mean", **means})
-    return rows
-
-
-def format_comparison(rows: Sequence[dict[str, float | str]]) -> str:
-    """The comparison as a Markdown table."""
-    lines = ["| nDCG@10 | teacher | student | retention |", "| --- | ---: | ---: | ---: |"]
-    lines += [
-        f"| {row['dataset']} | {row['teacher']:.3f} | {row['student']:.3f} | {100 * float(row['retention']):.1f} % |"
-        for row in rows
-    ]
-    return "\n".join(lines)

@@ -6,8 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from semantic_text_splitter import TextSplitter
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from modernbert_small.settings import UserError
@@ -22,11 +21,14 @@ _MANY_NEWLINES = re.compile(r"\n{3,}")
 
 # Normalisers that never make more code points than the text has UTF-8 bytes, given NFC text.
 _NOT_EXPANDING = ("NFC", "BertNormalizer")
-# The splitter and BPE take more than linear time: 100,000 letters without a space 0.8 s, 400,000 20 s.
+# BPE takes more than linear time: 100,000 letters without a space 0.8 s, 400,000 20 s.
 _PIECE_CHARACTERS_PER_TOKEN = 32
-# Prose has four to five characters a token. What is longer than this goes to the splitter uncounted, which
-# returns it whole if it fits after all.
-_SURELY_LONG_CHARACTERS_PER_TOKEN = 8
+# Prose has four to five characters a token. What is longer than this is tokenised with offsets at once, not counted.
+_SURELY_LONG_CHARACTERS_PER_TOKEN = 6
+# Where a chunk may end, the best first: paragraph, line, sentence, word.
+_BOUNDARIES = [re.compile(pattern) for pattern in (r"\n\n", r"\n", r"(?<=[.!?\u3002])\s", r"\s")]
+# A word without the space before it may take more tokens: a chunk is cut so much shorter.
+_SLACK = 4
 # An encoding holds about 100 bytes a token; this many characters at a time keep it below 200 MB.
 _CHARACTERS_AT_ONCE = 4_000_000
 
@@ -70,7 +72,6 @@ class Chunker:
             raise UserError(f"tokenizer {tokenizer.name_or_path}: expected a fast tokenizer (tokenizer.json)")
         self._capacity = max_seq_length - tokenizer.num_special_tokens_to_add()
         self._tokenizer = _text_only(backend)
-        self._splitter = TextSplitter.from_huggingface_tokenizer(self._tokenizer, self._capacity)
         normalizer = self._tokenizer.normalizer
         self._tokens_within_bytes = normalizer is None or type(normalizer).__name__ in _NOT_EXPANDING
         self._piece_characters = _PIECE_CHARACTERS_PER_TOKEN * self._capacity
@@ -98,11 +99,43 @@ class Chunker:
         countable = [i for i in unsure if len(texts[i]) <= self._countable_characters]
         counts = dict(zip(countable, self.count([texts[i] for i in countable]), strict=True))
         too_long = [i for i in unsure if counts.get(i, self._capacity + 1) > self._capacity]
-        pieces = [list(_pieces(texts[i], self._piece_characters)) for i in too_long]
-        split = iter(self._splitter.chunk_all([piece for of_text in pieces for piece in of_text]))
+        pieces = [_pieces(texts[i], self._piece_characters) for i in too_long]
+        windows = iter(self._windows([piece for of_text in pieces for piece in of_text]))
         for i, of_text in zip(too_long, pieces, strict=True):
-            chunks[i] = [chunk for _ in of_text for chunk in next(split)]
+            chunks[i] = [chunk for _ in of_text for chunk in next(windows)]
         return chunks
+
+    def _windows(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Each text in chunks that fit."""
+        for batch in _batches_by_length(texts):
+            encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
+            cut = [list(self._cut(text, encoding)) for text, encoding in zip(batch, encodings, strict=True)]
+            counts = iter(self.count([chunk for chunks in cut for chunk in chunks]))
+            for chunks in cut:
+                fits = [next(counts) <= self._capacity for _ in chunks]
+                # A chunk alone may take more tokens than it did within its text: it is cut again.
+                yield [part for chunk, fit in zip(chunks, fits, strict=True) for part in self._again(chunk, fit)]
+
+    def _again(self, chunk: str, fits: bool) -> list[str]:
+        return [chunk] if fits else next(self._windows([chunk]))
+
+    def _cut(self, text: str, encoding: Encoding) -> Iterator[str]:
+        """Cut a text at the best boundaries that leave at least half of each window's tokens in it."""
+        start, first = 0, 0
+        while len(encoding) - first > self._capacity:
+            window = self._capacity - _SLACK
+            middle, limit = (_end_of(encoding, first + n - 1) for n in (window // 2, window))
+            end = _best_end(text, max(middle, start + 1), max(limit, start + 1))
+            if chunk := text[start:end].strip():
+                yield chunk
+            start, first = end, len(encoding)
+            while start < len(text):  # the next character that is in a token: white space may be in none
+                if not text[start].isspace() and (token := encoding.char_to_token(start)) is not None:
+                    first = token
+                    break
+                start += 1
+        if chunk := text[start:].strip():
+            yield chunk
 
     def _may_exceed(self, text: str) -> bool:
         """False only where the text fits for certain.
@@ -138,12 +171,28 @@ def _batches_by_length(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _pieces(text: str, size: int) -> Iterator[str]:
+def _pieces(text: str, size: int) -> list[str]:
     """Cut a very long text into pieces of at most `size` characters, at the best boundary in reach."""
+    pieces = []
     start = 0
     while len(text) - start > size:
-        ends = (text.rfind(boundary, start + size // 2, start + size) for boundary in ("\n\n", "\n", " "))
-        end = next((end for end in ends if end != -1), start + size)
-        yield text[start:end]
+        end = _best_end(text, start + size // 2, start + size)
+        pieces.append(text[start:end])
         start = end
-    yield text[start:]
+    return [*pieces, text[start:]]
+
+
+def _end_of(encoding: Encoding, token: int) -> int:
+    """One past the last character of a token; not by `offsets`, which makes a list of all."""
+    span = encoding.token_to_chars(token)
+    assert span is not None
+    return span[1]
+
+
+def _best_end(text: str, least: int, most: int) -> int:
+    """Where to end a chunk that must end in least..most: before the last boundary of the best kind there."""
+    for boundary in _BOUNDARIES:
+        ends = [match.start() for match in boundary.finditer(text, least, most)]
+        if ends:
+            return ends[-1]
+    return most

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ModernBertConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import SchedulerType
 
 from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
@@ -48,6 +49,18 @@ class PackedTrainerMixin:
         """Every row once, in order."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return PackedLoader(dataset, self._sampler(dataset, False))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule; the trapezoidal one decays over the last tenth unless `lr_scheduler_kwargs` says otherwise.
+
+        A `num_decay_steps` below 1 is a share of all steps, as `warmup_steps` is.
+        """
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            given = {"decay_type": "linear", "num_decay_steps": 0.1} | (self.args.lr_scheduler_kwargs or {})
+            if given["num_decay_steps"] < 1:
+                given["num_decay_steps"] = math.ceil(given["num_decay_steps"] * num_training_steps)
+            self.args.lr_scheduler_kwargs = given
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
     def _sampler(self, dataset: _PackedDataset, shuffle: bool) -> PackedSampler:
         return PackedSampler(

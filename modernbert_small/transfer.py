@@ -21,7 +21,7 @@ D_T, D_S: hidden_size. L_T, L_S: layers. N: tokens of the sample.
 
 References:
     Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024; Muralidharan et al. 2024, Minitron, arXiv:2407.14679;
-    Trinh et al. 2025, GUIDE, arXiv:2510.06502; Kornblith et al. 2019, CKA, arXiv:1905.00414
+    Trinh et al. 2025, GUIDE, arXiv:2510.06502
 """
 
 from collections.abc import Sequence
@@ -181,7 +181,7 @@ def transfer_all_layers(
     teacher: ModernBertForMaskedLM,
     batches: Sequence[dict[str, Any]],
     parts: Parts = Parts(),
-) -> dict[str, Any]:
+) -> tuple[Tensor, list[int]]:
     """Give a student all that fits of a teacher.
 
     Args:
@@ -191,8 +191,8 @@ def transfer_all_layers(
         parts: what to do.
 
     Returns:
-        teacher_layers: which were kept; explained_variance: of the stream before each kept layer and after the last;
-        cka: linear CKA of both streams after each of the student's layers.
+        P (D_S, D_T) float64, with which the student's stream is P times the teacher's; and which of the teacher's
+        layers were kept.
 
     Raises:
         ValueError: sizes do not fit.
@@ -212,15 +212,9 @@ def transfer_all_layers(
     _cut_embeddings(student, teacher, P)
     for index, source in enumerate(kept):
         _cut_layer(student, teacher, index, source, P, recorder if parts.importance else None)
-    h_S, h_T, cka = _walk(student.model, teacher.model, batches, kept, P, parts.heal)
+    h_S, h_T = _walk(student.model, teacher.model, batches, kept, P, parts.heal)
     _fit_head(student, teacher, batches, h_S, h_T, P)
-    spectrum = recorder.stream[[*kept, -1]]
-    explained = ((P @ spectrum) * P).sum((1, 2)) / spectrum.diagonal(dim1=1, dim2=2).sum(1)
-    return {
-        "teacher_layers": kept,
-        "explained_variance": [round(float(share), 4) for share in explained],
-        "cka": [round(value, 4) for value in cka],
-    }
+    return P, kept
 
 
 def _cut_embeddings(student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, P: Tensor) -> None:
@@ -291,16 +285,15 @@ def _refit(weight: Tensor, inputs: Sequence[Tensor], targets: Sequence[Tensor]) 
 
 def _walk(
     S: ModernBertModel, T: ModernBertModel, batches: Sequence[dict[str, Any]], kept: list[int], P: Tensor, heal: bool
-) -> tuple[list[Tensor], list[Tensor], list[float]]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Carry the sample through both models side by side; heal each of the student's layers when it is reached.
 
     Returns:
-        Both streams (1, T, D) of each batch after the last layer, and their CKA after each of the student's layers.
+        Both streams (1, T, D) of each batch after the last layer.
     """
     P = P.to(S.device, torch.float32)
     h_S = [S.embeddings(batch["input_ids"]) for batch in batches]
     h_T = [T.embeddings(batch["input_ids"]) for batch in batches]
-    cka = []
     for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(T.layers)], strict=True)):
         layer = S.layers[index]
         middle = [h + _attention_output(T, source, h, batch) for h, batch in zip(h_T, batches, strict=True)]
@@ -313,8 +306,7 @@ def _walk(
             h_T = [h + T.layers[skipped].mlp.Wo(_mlp_input(T.layers[skipped], h)) for h in h_T]
         inputs = [_mlp_input(layer, h) for h in h_S]
         h_S = _write(layer.mlp.Wo, h_S, inputs, h_T if heal else None, P)
-        cka.append(linear_cka(*(_normalised(torch.cat(h, 1)[0]) for h in (h_S, h_T))))
-    return h_S, h_T, cka
+    return h_S, h_T
 
 
 def _attention_output(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -329,12 +321,6 @@ def _write(
         targets = [(t @ P.T - old)[0] for t, old in zip(targets_T, h, strict=True)]
         _refit(Wo.weight, [x[0] for x in inputs], targets)
     return [old + Wo(x) for old, x in zip(h, inputs, strict=True)]
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two sets of vectors (N, D1), (N, D2): 1 if one is a rotation of the other."""
-    x, y = (z.double() - z.double().mean(0) for z in (x, y))
-    return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
 def _fit_head(

@@ -53,7 +53,7 @@ def test_corpus_and_its_record(run, tmp_path, capsys):
 
     record = json.loads((out / "run.json").read_text())
     assert record["rows"] == {"train": data["train"].num_rows, "validation": 20}
-    assert record["dropped"]["triplets"] == {"empty": 0, "too_short": 0, "duplicate": 59}
+    assert record["dropped"]["triplets"] == {"empty": 0, "too_short": 0, "duplicate": 59, "contaminated": 0}
     assert record["split"]["articles"]["split_texts"] > 0
     kinds = {(e["source"], e["kind"]): e for e in record["by_source"]}
     assert list(kinds) == [("triplets", "document"), ("triplets", "query"), ("articles", "document")]
@@ -69,6 +69,28 @@ def test_corpus_and_its_record(run, tmp_path, capsys):
     assert "duplicate" in table
 
 
+def test_evaluation_queries_are_kept_out(run, tmp_path):
+    from test_retrieval import write_set
+
+    write_set(tmp_path / "evaluation")
+    queries = {"_id": ["q1", "q2"], "text": ["What is number 3?", "unheard of"]}
+    pq.write_table(pa.table(queries), tmp_path / "evaluation" / "queries" / "Toy-00000-of-00001.parquet")
+    before, after, kept = (
+        run(name, *flags)
+        for name, flags in (
+            ("before", ()),
+            ("after", ("--eval_datasets", "evaluation")),
+            ("kept", ("--eval_datasets", "evaluation", "--decontaminate", "no")),
+        )
+    )
+    texts = [
+        set(pq.ParquetDataset(sorted(out.glob("*.parquet"))).read()["text"].to_pylist()) for out in (before, after)
+    ]
+    assert texts[0] - texts[1] == {"what is number 3"}
+    assert json.loads((after / "run.json").read_text())["dropped"]["triplets"]["contaminated"] == 1
+    assert parquet_bytes(kept) == parquet_bytes(before)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
     first = run("first", "--max_rows_per_source", "30")
     assert parquet_bytes(run("second", "--max_rows_per_source", "30")) == parquet_bytes(first)
@@ -77,7 +99,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
 
 def test_a_finished_corpus_is_left_alone(run, monkeypatch):
     before = parquet_bytes(run())
-    monkeypatch.setattr(corpus, "_cleaned", None)
+    monkeypatch.setattr(corpus, "_chunked", None)
     assert parquet_bytes(run()) == before
     with pytest.raises(UserError, match=r"seed: 42 -> 43"):
         run("out", "--seed", "43")

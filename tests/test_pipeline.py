@@ -43,6 +43,7 @@ TINY = {
         "teacher_name_or_path": "small/teacher",
         "embedding_dim": 16,
         "pca_sample_size": 50,
+        "eval_datasets": ["evaluation"],
         "tokens_per_batch": 512,
     },
     "distil_train": {
@@ -106,6 +107,7 @@ def test_checkpoints_load(finished):
     report = json.loads((folder / "checkpoints/init/run.json").read_text())
     assert set(report["heldout_mlm_loss"]) == {"teacher", "student", "random student"}
     assert any(name.startswith("model.layers.0.") for name in report["transferred"])
+    assert len(report["layers"]["cka"]) == len(report["layers"]["explained_variance"]) == 4
 
 
 def test_all_layers_transfer(finished, capsys):
@@ -115,8 +117,8 @@ def test_all_layers_transfer(finished, capsys):
     assert result.returncode == 0, result.stderr
     report = json.loads((folder / "checkpoints/all_layers/run.json").read_text())
     assert report["layers"]["teacher_layers"][0] == 0
-    assert len(report["layers"]["cka"]) == 4
-    assert "layer  3 from the teacher's" in result.stderr
+    assert len(report["layers"]["cka"]) == len(report["layers"]["explained_variance"]) == 4
+    assert "layer  3 and the teacher's" in result.stderr
     assert ModernBertForMaskedLM.from_pretrained(folder / "checkpoints/all_layers").config.num_hidden_layers == 4
 
     missing = run_in_process(SCRIPTS[1], folder, capsys, *flags[:-1], "checkpoints/x", "--train_file", "nowhere")
@@ -125,7 +127,12 @@ def test_all_layers_transfer(finished, capsys):
 
 
 def test_labels_are_the_reduced_teachers(finished):
-    folder, _ = finished
+    folder, results = finished
+    ceiling = json.loads((folder / "data/distil/run.json").read_text())["ceiling"]
+    assert [row["system"] for row in ceiling["retrieval"]] == ["teacher", "teacher, projected"]
+    assert "| teacher, projected |" in results[3].stdout
+    projection = json.loads((folder / "checkpoints/teacher/run.json").read_text())["projection"]
+    assert list(projection["quality"]) == ["16"]
     table = pq.read_table(folder / "data/distil/train-00000-of-00001.parquet")
     assert table.column_names == ["sentence", "label", "source", "kind"]
     corpus = pq.read_table(folder / "data/corpus/train-00000-of-00001.parquet")
@@ -150,10 +157,10 @@ def test_the_model_loads_and_learned(finished):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     record = json.loads((folder / "checkpoints/model/run.json").read_text())
     assert record["heldout_similarity"] > record["alignment_similarity"]["before"]
-    assert [row["dataset"] for row in record["comparison"]] == ["Toy", "mean"]
+    assert {"teacher", "teacher, projected", "student"} < {row["system"] for row in record["account"]["retrieval"]}
     card = (folder / "checkpoints/model/README.md").read_text()
     assert "# model\n" in card
-    assert "| Toy |" in card
+    assert "| nDCG@10 | Toy |" in card
 
 
 @pytest.mark.parametrize(("artefact", "script"), list(zip(ARTEFACTS, SCRIPTS, strict=True)))

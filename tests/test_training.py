@@ -1,6 +1,7 @@
 """Training that is interrupted and goes on ends where undisturbed training ends."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_killed_and_resumed_equals_undisturbed(phase3, tmp_path):
     assert records[0]["padding_share"] == 0
     assert records[0]["train_tokens_per_second"] > 0
     assert not partial.exists()
+
+
+def test_stable_adamw_and_the_trapezoidal_schedule(phase3):
+    flags = ["--optim", "stable_adamw", "--lr_scheduler_type", "warmup_stable_decay", "--warmup_steps", "0.2"]
+    record = json.loads((phase3("out", None, *flags, "--logging_steps", "1") / "run.json").read_text())
+    rates = [entry["learning_rate"] for entry in record["history"] if "learning_rate" in entry]
+    steps, warmup, decay = record["steps"], math.ceil(0.2 * record["steps"]), math.ceil(0.1 * record["steps"])
+    assert rates[:warmup] == pytest.approx([1e-2 * step / warmup for step in range(warmup)])
+    assert rates[warmup : steps - decay] == pytest.approx([1e-2] * (steps - decay - warmup))
+    assert 0 < rates[-1] <= 1e-2
+    assert record["heldout_mlm_loss"] < np.log(400)
 
 
 def test_nothing_pickled_lies_beside_the_weights(phase3):

@@ -15,7 +15,6 @@ from modernbert_small.transfer import (
     Parts,
     _refit,
     choose_layers,
-    linear_cka,
     select_heads,
     select_neurons,
     stream_basis,
@@ -72,12 +71,11 @@ def logits(of, batch):
 
 def test_with_full_width_and_all_layers_the_student_is_the_teacher():
     teacher, student = model(16), model(16, seed=1)
-    report = transfer_all_layers(student, teacher, batches())
+    P, kept = transfer_all_layers(student, teacher, batches())
     batch = batches(1, seed=5)[0]
     torch.testing.assert_close(logits(student, batch), logits(teacher, batch), atol=1e-4, rtol=0)
-    assert report["teacher_layers"] == [0, 1, 2, 3]
-    assert report["cka"] == [1, 1, 1, 1]
-    assert min(report["explained_variance"]) > 0.9999
+    assert kept == [0, 1, 2, 3]
+    np.testing.assert_allclose(P, np.eye(16) - 1 / 16, atol=1e-12)
 
 
 @pytest.mark.parametrize("heal", [True, False])
@@ -93,9 +91,8 @@ def test_a_stream_in_the_subspace_is_cut_without_loss(heal):
             layer.attn.Wo.weight.view(24, 6, 4)[:, [1, 2, 5]] = 0
             layer.mlp.Wo.weight.copy_(into @ layer.mlp.Wo.weight)
     student = model(12, heads=3, seed=1)
-    report = transfer_all_layers(student, teacher, batches(), Parts(heal=heal))
-    assert min(report["explained_variance"]) > 0.9999
-    assert min(report["cka"]) > 0.9999
+    P, _ = transfer_all_layers(student, teacher, batches(), Parts(heal=heal))
+    np.testing.assert_allclose(P.T @ P, basis @ basis.T, atol=1e-5)
     batch = inputs(batches(1, seed=5)[0])
     with torch.no_grad():
         h_S, h_T = (m.model(**batch).last_hidden_state[0] for m in (student, teacher))
@@ -197,11 +194,3 @@ def test_refit_is_ridge_regression_around_the_weight():
     weight = torch.from_numpy(W.copy())
     _refit(weight, [torch.from_numpy(x[:100]), torch.from_numpy(x[100:])], [*torch.from_numpy(y).split([100, 200])])
     np.testing.assert_allclose(weight.numpy(), expected, atol=1e-10)
-
-
-def test_cka_is_that_of_the_gram_matrices():
-    x, y = torch.randn(40, 6, dtype=torch.float64), torch.randn(40, 9, dtype=torch.float64)
-    centre = torch.eye(40, dtype=torch.float64) - 1 / 40
-    K, L = (centre @ z @ z.T @ centre for z in (x, y))
-    assert linear_cka(x, y) == pytest.approx(float((K * L).sum() / (K.norm() * L.norm())))
-    assert linear_cka(x, 3 * x @ torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] + 1) == pytest.approx(1)

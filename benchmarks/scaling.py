@@ -1,0 +1,204 @@
+"""One step of phases 3, 4 and 5 against what the device can do: by length of the rows and by tokens a batch.
+
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --teacher_layers 22 --lengths 512 --tokens_per_batch 65536
+
+Rows of random tokens: what a step costs does not depend on what they are. Utilisation is counted FLOPs
+(`modernbert_small/flops.py`) over the rate of a large matrix product in the same precision, measured first.
+Traffic is what the step's operators read and write, each for itself, in a pass of its own; a compiled or
+fused step moves less. Writes scaling.md into --output_dir.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel
+
+from benchmarks.prepare import VOCAB_SIZE
+from benchmarks.speed import machine
+from benchmarks.training import bf16, device, synchronise
+from benchmarks.workload import MLM_PROBABILITY, STUDENT_WIDTH, TEACHER_WIDTH
+from modernbert_small.attention import use_packed_attention
+from modernbert_small.batches import packed_features
+from modernbert_small.flops import training_flops_per_token
+from modernbert_small.masking import IGNORED, masked_cross_entropy
+
+PHASES = ("mlm", "labels", "distillation")
+MASK_ID = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step: median seconds, counted FLOPs of a token, bytes that its operators touch for a token."""
+
+    phase: str
+    length: int
+    tokens: int
+    seconds: float
+    flops_per_token: float
+    bytes_per_token: float
+
+    def cells(self, rate: float) -> list[str]:
+        """A row of the table, given the matrix product's FLOP/s."""
+        speed = self.tokens / self.seconds
+        return [
+            self.phase,
+            f"{self.length:,}",
+            f"{self.tokens:,}",
+            f"{speed:,.0f}",
+            f"{self.flops_per_token / 1e6:,.0f}",
+            f"{self.bytes_per_token / 1e3:,.0f}",
+            f"{speed * self.flops_per_token / rate:.0%}",
+        ]
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of every operator's tensors, in and out; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called for every operator."""
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return out
+
+
+def matrix_product_rate(repeats: int = 10) -> float:
+    """FLOP/s of a large square product in the precision of training, the best of some."""
+    size = 8192 if device().type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device()).to(torch.bfloat16 if bf16() else torch.float32) for _ in "ab")
+    return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(repeats))
+
+
+def seconds_of(step: Callable[[], Any]) -> float:
+    """Of one call, the device's work included."""
+    synchronise()
+    began = time.perf_counter()
+    step()
+    synchronise()
+    return time.perf_counter() - began
+
+
+def config(width: int, layers: int, neurons: int) -> ModernBertConfig:
+    """A ModernBERT of heads of 64."""
+    special = dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), 0)
+    return ModernBertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=neurons,
+        max_position_embeddings=8192,
+        **special,
+    )
+
+
+def batch(length: int, tokens: int, seed: int) -> dict[str, Any]:
+    """Packed rows of one length, on the device."""
+    ids: NDArray[np.int64] = np.random.default_rng(seed).integers(5, 50_000, tokens // length * length)
+    features = packed_features(ids, np.full(tokens // length, length))
+    return {name: x.to(device()) if isinstance(x, Tensor) else x for name, x in features.items()}
+
+
+class Steps:
+    """The three phases' models and one step of each."""
+
+    def __init__(self, teacher_layers: int) -> None:
+        torch.manual_seed(0)
+        student = config(STUDENT_WIDTH, 12, 768)
+        self.models = {
+            "mlm": ModernBertForMaskedLM(student),
+            "labels": ModernBertModel(config(TEACHER_WIDTH, teacher_layers, 1152)).eval(),
+            "distillation": ModernBertModel(student),
+        }
+        self.models["mlm"].sparse_prediction = True
+        self.models["mlm"].loss_function = masked_cross_entropy
+        self.optimizers = {}
+        for phase, model in self.models.items():
+            model.to(device())
+            use_packed_attention(model, "auto", device())
+            self.optimizers[phase] = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step(self, phase: str, inputs: dict[str, Any]) -> None:
+        """Forward, and for the phases that train backward and AdamW."""
+        with torch.autocast(device().type, torch.bfloat16, enabled=bf16()):
+            if phase == "labels":
+                with torch.inference_mode():
+                    self.models[phase](**inputs)
+                return
+            loss = self._mlm_loss(inputs) if phase == "mlm" else self._distillation_loss(inputs)
+        loss.backward()
+        self.optimizers[phase].step()
+        self.optimizers[phase].zero_grad()
+
+    def _mlm_loss(self, inputs: dict[str, Any]) -> Tensor:
+        ids = inputs["input_ids"]
+        hidden = torch.arange(ids.shape[1], device=ids.device) % 10 < 10 * MLM_PROBABILITY
+        masked = {**inputs, "input_ids": ids.masked_fill(hidden, MASK_ID)}
+        return self.models["mlm"](**masked, labels=ids.masked_fill(~hidden, IGNORED)).loss
+
+    def _distillation_loss(self, inputs: dict[str, Any]) -> Tensor:
+        states = self.models["distillation"](**inputs).last_hidden_state
+        vectors = states.view(-1, inputs["max_length_q"], STUDENT_WIDTH).float().mean(1)
+        return mse_loss(torch.nn.functional.normalize(vectors), torch.zeros_like(vectors))
+
+    def cost(self, phase: str, length: int, tokens: int, repeats: int) -> Cost:
+        """Measure one size, after a warm-up in which the traffic is counted."""
+        batches = [batch(length, tokens, seed) for seed in range(repeats + 1)]
+        with Traffic() as traffic:
+            self.step(phase, batches[0])
+        seconds = statistics.median(seconds_of(lambda one=one: self.step(phase, one)) for one in batches[1:])  # type: ignore[misc]
+        tokens = batches[0]["input_ids"].numel()
+        share = MLM_PROBABILITY if phase == "mlm" else 0.0
+        flops = training_flops_per_token(self.models[phase].config, np.array([length]), share)
+        return Cost(phase, length, tokens, seconds, flops / (3 if phase == "labels" else 1), traffic.bytes / tokens)
+
+
+def markdown(costs: Sequence[Cost], rate: float) -> str:
+    """The table."""
+    header = ["", "tokens a row", "a batch", "tokens/s", "MFLOP a token", "kB a token", "utilisation"]
+    rows = [header, ["---", *["---:"] * 6], *(cost.cells(rate) for cost in costs)]
+    where = {**machine(), "matrix product": f"{rate / 1e12:.2f} TFLOP/s in {'bf16' if bf16() else 'float32'}"}
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in where.items())}\n"
+
+
+def main() -> None:
+    """By length at one batch size, by batch size at one length."""
+    cuda = device().type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--tokens_per_batch", type=int, nargs="+", default=[1024, 4096, 16384, *[65536] * cuda])
+    parser.add_argument("--teacher_layers", type=int, default=22 if cuda else 4)
+    parser.add_argument("--repeats", type=int, default=10 if cuda else 3, help="steps of which the median is shown")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    rate = matrix_product_rate()
+    steps = Steps(args.teacher_layers)
+    sizes = [(length, 16384 if cuda else 4096) for length in args.lengths]
+    sizes += [(256, tokens) for tokens in args.tokens_per_batch if (256, tokens) not in sizes]
+    costs = [steps.cost(phase, length, tokens, args.repeats) for phase in PHASES for length, tokens in sizes]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "scaling.md").write_text(markdown(costs, rate), encoding="utf-8")
+    print(markdown(costs, rate))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Where a student stands against its teacher, and where the rest was lost.
+
+    python -m modernbert_small.evaluate checkpoints/ModernBERT-small-v2 checkpoints/teacher
+    python -m modernbert_small.evaluate <student> <teacher> --datasets nanobeir stsb <folder> <pairs.parquet>
+
+The same sets, step by step: the teacher, the teacher after phase 4's projection (the ceiling), the student, its
+queries against the teacher's documents, the student truncated and quantised. nDCG@10 in per cent of the teacher's
+with a paired bootstrap over queries, Spearman on sentence pairs, speed on this machine, size.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+
+from modernbert_small.artefacts import read_run, write_json
+from modernbert_small.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
+from modernbert_small.models import best_device, has_bf16, load_sentence_transformer
+from modernbert_small.projection import unit_vectors
+from modernbert_small.retrieval import PairSet, RetrievalSet, load_evaluation_sets
+from modernbert_small.settings import UserError, run_script
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+WIDTHS = (256, 128, 64, 32)  # what vectors are truncated to, and half of their own width
+LATENCY_QUERIES = 30
+
+
+class Embedder:
+    """A model that embeds in bf16 where the hardware has it, and counts texts and seconds."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self.model = model
+        self.texts, self.seconds = 0, 0.0
+
+    def __call__(self, texts: Sequence[str], kind: str) -> Vectors:
+        """Unit vectors (N, D) of queries or documents."""
+        encode = self.model.encode_query if kind == "query" else self.model.encode_document
+        began = time.perf_counter()
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=has_bf16(self.model.device)):
+            vectors = encode(list(texts), batch_size=32, show_progress_bar=False)
+        self.texts, self.seconds = self.texts + len(texts), self.seconds + time.perf_counter() - began
+        return unit_vectors(np.asarray(vectors, np.float32))
+
+    def cost(self, queries: Sequence[str]) -> dict[str, float]:
+        """Speed so far, latency of one query, and size."""
+        rate = self.texts / max(self.seconds, 1e-9)
+        seconds = []
+        for query in queries[:LATENCY_QUERIES]:
+            began = time.perf_counter()
+            self([query], "query")
+            seconds.append(time.perf_counter() - began)
+        values = list(self.model.state_dict().values())
+        return {
+            "parameters": sum(value.numel() for value in values),
+            "megabytes": round(sum(value.numel() * value.element_size() for value in values) / 1e6, 1),
+            "texts_per_second": round(rate, 1),
+            "query_milliseconds": round(1000 * float(np.median(seconds)), 2) if seconds else 0.0,
+        }
+
+
+def split_projection(teacher: SentenceTransformer, is_reduced: bool) -> tuple[SentenceTransformer, Vectors | None]:
+    """A reduced teacher as it was before phase 4, and the projection (D_T, D); None where there is none."""
+    dense = [module for module in teacher if isinstance(module, Dense)]
+    if not is_reduced or not dense:
+        return teacher, None
+    weight = dense[-1].linear.weight.detach().float().cpu().numpy()
+    whole = SentenceTransformer(
+        modules=[module for module in teacher if module is not dense[-1]],
+        prompts=teacher.prompts,
+        default_prompt_name=teacher.default_prompt_name,
+        device=str(teacher.device),
+    )
+    return whole, weight.T
+
+
+def systems(
+    T: tuple[Vectors, Vectors], S: tuple[Vectors, Vectors] | None, projection: Vectors | None
+) -> dict[str, NDArray[np.floating]]:
+    """Scores (Q, N) of each step from the teacher down.
+
+    Args:
+        T: the teacher's queries (Q, D_T) and documents (N, D_T), unit length.
+        S: the student's (Q, D), (N, D); None before there is one.
+        projection: (D_T, D), None if the teacher has none.
+    """
+    found = {"teacher": similarities(*T)}
+    if projection is not None:
+        T = unit_vectors(T[0] @ projection), unit_vectors(T[1] @ projection)
+        found["teacher, projected"] = similarities(*T)
+    if S is None:
+        return found
+    found["student"] = similarities(*S)
+    if S[0].shape[1] == T[0].shape[1]:
+        found["student's queries, teacher's documents"] = similarities(S[0], T[1])
+    width = S[0].shape[1]
+    for size in sorted({*WIDTHS, width // 2}, reverse=True):
+        if size < width:
+            found[f"student, {size} values"] = similarities(truncated(S[0], size), truncated(S[1], size))
+    for precision in ("int8", "binary"):
+        found[f"student, {precision}"] = similarities(*S, precision)
+    return found
+
+
+def account(
+    student: SentenceTransformer | None,
+    teacher: SentenceTransformer,
+    is_reduced: bool,
+    retrieval_sets: Sequence[RetrievalSet],
+    pair_sets: Sequence[PairSet] = (),
+) -> dict[str, Any]:
+    """Measure every step from the teacher to the student on the same sets.
+
+    Args:
+        student: None for the ceiling alone.
+        teacher: as phase 4 left it, or any.
+        is_reduced: whether its last Dense module is phase 4's projection.
+        retrieval_sets: for nDCG@10.
+        pair_sets: for Spearman.
+
+    Returns:
+        retrieval: a row per system with `scores` by set, `mean`, `retention` and its 95 % `interval` (means over sets
+        of the share of the teacher's). pairs: a row per system with `scores` by set. cost: by model.
+    """
+    whole, projection = split_projection(teacher, is_reduced)
+    embedders = {"teacher": Embedder(whole)} | ({} if student is None else {"student": Embedder(student)})
+    per_query: dict[str, dict[str, NDArray[np.floating]]] = {}
+    for dataset in retrieval_sets:
+        queries, documents = list(dataset.queries), list(dataset.corpus)
+        column = {document: index for index, document in enumerate(documents)}
+        relevant = [sorted(column[document] for document in dataset.relevant[query]) for query in queries]
+        vectors = {
+            name: (
+                embed([dataset.queries[query] for query in queries], "query"),
+                embed([dataset.corpus[document] for document in documents], "document"),
+            )
+            for name, embed in embedders.items()
+        }
+        for system, scores in systems(vectors["teacher"], vectors.get("student"), projection).items():
+            per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(scores, relevant)
+        logger.info("%s: %d queries, %d documents", dataset.name, len(queries), len(documents))
+    pairs: dict[str, dict[str, float]] = {}
+    for pair_set in pair_sets:
+        vectors = {
+            name: (embed(pair_set.first, "document"), embed(pair_set.second, "document"))
+            for name, embed in embedders.items()
+        }
+        for system, scores in _pair_scores(vectors["teacher"], vectors.get("student"), projection).items():
+            pairs.setdefault(system, {})[pair_set.name] = round(float(spearmanr(scores, pair_set.scores)[0]), 4)
+    queries = [text for dataset in retrieval_sets for text in dataset.queries.values()]
+    return {
+        "retrieval": [_row(name, scores, per_query["teacher"]) for name, scores in per_query.items()],
+        "queries": {dataset.name: len(dataset.queries) for dataset in retrieval_sets},
+        "pairs": [{"system": system, "scores": scores} for system, scores in pairs.items()],
+        "cost": {name: embed.cost(queries) for name, embed in embedders.items()} if queries else {},
+    }
+
+
+def _pair_scores(
+    T: tuple[Vectors, Vectors], S: tuple[Vectors, Vectors] | None, projection: Vectors | None
+) -> dict[str, Vectors]:
+    """Cosines of pairs (N,) by each system."""
+    found = {"teacher": (T[0] * T[1]).sum(1)}
+    if projection is not None:
+        first, second = (unit_vectors(x @ projection) for x in T)
+        found["teacher, projected"] = (first * second).sum(1)
+    if S is not None:
+        found["student"] = (S[0] * S[1]).sum(1)
+    return found
+
+
+def _row(
+    system: str, scores: dict[str, NDArray[np.floating]], teacher: dict[str, NDArray[np.floating]]
+) -> dict[str, Any]:
+    """A system's means by set, and its share of the teacher's."""
+    means = {name: float(values.mean()) for name, values in scores.items()}
+    shares = [means[name] / max(float(teacher[name].mean()), 1e-9) for name in scores]
+    low, high = mean_ratio_interval([(scores[name], teacher[name]) for name in scores])
+    return {
+        "system": system,
+        "scores": {name: round(value, 4) for name, value in means.items()},
+        "mean": round(float(np.mean(list(means.values()))), 4),
+        "retention": round(float(np.mean(shares)), 4),
+        "interval": [round(low, 4), round(high, 4)],
+    }
+
+
+def retention(record: dict[str, Any], system: str = "student") -> float | None:
+    """Of a system in an account, None if no retrieval set was measured."""
+    return next((row["retention"] for row in record["retrieval"] if row["system"] == system), None)
+
+
+def format_account(record: dict[str, Any]) -> str:
+    """Markdown tables: nDCG@10 by step, Spearman, cost."""
+    blocks = []
+    if record["retrieval"]:
+        names = list(record["retrieval"][0]["scores"])
+        lines = [["nDCG@10", *names, "mean", "kept (95 %)"], ["---", *["---:"] * (len(names) + 2)]]
+        for row in record["retrieval"]:
+            low, high = (100 * value for value in row["interval"])
+            kept = f"{100 * row['retention']:.1f} % ({low:.1f} - {high:.1f})" if row["system"] != "teacher" else ""
+            lines.append([row["system"], *(f"{row['scores'][name]:.3f}" for name in names), f"{row['mean']:.3f}", kept])
+        blocks.append(lines)
+    if record["pairs"]:
+        names = list(record["pairs"][0]["scores"])
+        lines = [["Spearman", *names], ["---", *["---:"] * len(names)]]
+        lines += [[row["system"], *(f"{row['scores'][name]:.3f}" for name in names)] for row in record["pairs"]]
+        blocks.append(lines)
+    if record["cost"]:
+        lines = [["", "parameters", "MB", "texts/s", "ms a query"], ["---", *["---:"] * 4]]
+        for name, cost in record["cost"].items():
+            size = f"{cost['parameters'] / 1e6:.1f} M"
+            speed = f"{cost['texts_per_second']:,.0f}"
+            lines.append([name, size, f"{cost['megabytes']:,.0f}", speed, f"{cost['query_milliseconds']:.1f}"])
+        blocks.append(lines)
+    return "\n\n".join("\n".join(f"| {' | '.join(line)} |" for line in lines) for lines in blocks)
+
+
+def is_reduced_teacher(folder: str) -> bool:
+    """Whether phase 4 made this folder and added a projection."""
+    return (Path(folder) / "run.json").exists() and bool(read_run(folder).get("projection"))
+
+
+def main() -> None:
+    """Two models and sets in, tables out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", help="model folder or hub id")
+    parser.add_argument("teacher", help="phase 4's reduced teacher, or any model")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=["nanobeir"],
+        help="NanoBEIR names, nanobeir for all 13, stsb, folders laid out like NanoBEIR, files of sentence pairs",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write the account to")
+    args = parser.parse_args()
+    if args.output and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: no such folder {args.output.parent}")
+    retrieval_sets, pair_sets = load_evaluation_sets("--datasets", args.datasets)
+    student, teacher = (
+        load_sentence_transformer(flag, path, str(best_device()))
+        for flag, path in (("student", args.student), ("teacher", args.teacher))
+    )
+    record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets)
+    if args.output:
+        write_json(args.output, record)
+    print(format_account(record))
+
+
+if __name__ == "__main__":
+    run_script(main)

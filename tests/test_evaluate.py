@@ -1,0 +1,121 @@
+"""The account of the gap: scores against sentence-transformers' and by hand, steps that must be equal."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_sentence_transformer
+from scipy.stats import bootstrap
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+from modernbert_small import evaluate
+from modernbert_small.evaluate import account, format_account, retention, split_projection, systems
+from modernbert_small.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
+from modernbert_small.projection import unit_vectors
+from modernbert_small.retrieval import PairSet, RetrievalSet
+
+
+def test_ndcg_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]])
+    gain = 1 / math.log2(3) + 1 / math.log2(4)
+    ideal = 1 / math.log2(2) + 1 / math.log2(3)
+    assert ndcg_at_10(scores, [[1, 2]]) == pytest.approx([gain / ideal])
+    assert ndcg_at_10(scores, [[0]]) == pytest.approx([1])
+
+
+def test_ndcg_is_sentence_transformers(tmp_path):
+    rng = np.random.default_rng(0)
+    words = ["cat", "mat", "dog", "map", "land", "water", "train", "paper", "mountain", "model"]
+    corpus = {f"d{i}": " ".join(rng.choice(words, 6)) for i in range(60)}
+    queries = {f"q{i}": " ".join(rng.choice(words, 3)) for i in range(12)}
+    relevant = {query: {f"d{i}" for i in rng.integers(0, 60, rng.integers(1, 15))} for query in queries}
+    model = tiny_sentence_transformer(tmp_path, "bert")
+    expected = InformationRetrievalEvaluator(queries, corpus, relevant, ndcg_at_k=[10], write_csv=False)(model)
+    queries_, documents = (unit_vectors(model.encode(list(texts.values()))) for texts in (queries, corpus))
+    got = ndcg_at_10(similarities(queries_, documents), [[int(d[1:]) for d in relevant[q]] for q in queries])
+    assert got.mean() == pytest.approx(expected["cosine_ndcg@10"], abs=1e-6)
+
+
+def test_the_interval_is_scipys():
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0.3, 0.9, 80), rng.uniform(0.5, 1, 80)
+    low, high = mean_ratio_interval([(a, b)])
+    reference = bootstrap(
+        (a, b), lambda x, y: x.mean() / y.mean(), paired=True, vectorized=False, method="percentile", rng=rng
+    ).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.01)
+    assert mean_ratio_interval([(b, b)]) == (1, 1)
+
+
+def test_smaller_vectors_by_hand():
+    x = np.array([[3.0, 4.0, 12.0]]) / 13
+    np.testing.assert_allclose(truncated(x, 2), [[0.6, 0.8]])
+    signs = similarities(np.array([[0.5, -0.1, 2]]), np.array([[1, 1, 1], [-1, 1, -3]]), "binary")
+    np.testing.assert_array_equal(signs, [[1, -3]])
+
+
+def test_int8_is_near_to_float():
+    rng = np.random.default_rng(0)
+    q, d = (unit_vectors(rng.normal(size=(n, 64)).astype(np.float32)) for n in (20, 200))
+    exact, rounded = similarities(q, d), similarities(q, d, "int8")
+    for a, b in zip(exact, rounded, strict=True):
+        assert np.corrcoef(a, b)[0, 1] > 0.99
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A teacher of width 24, the same reduced to 16, and two retrieval and pair sets."""
+    whole = tiny_sentence_transformer(tmp_path / "t", "bert", width=24)
+    dense = Dense(24, 16, bias=False, activation_function=torch.nn.Identity())
+    dense.linear.weight.data = torch.linalg.qr(torch.randn(24, 16))[0].T.contiguous()
+    reduced = SentenceTransformer(modules=[*whole, dense, Normalize()], device="cpu")
+    words = ["cat", "mat", "dog", "map", "land", "water"]
+    texts = [f"{a} {b} {c}" for a in words for b in words[:2] for c in words[2:4]]
+    corpus = {f"d{i}": text for i, text in enumerate(texts)}
+    retrieval = RetrievalSet("Toy", {"q0": "cat dog", "q1": "water"}, corpus, {"q0": {"d1"}, "q1": {"d20", "d21"}})
+    return whole, reduced, retrieval, PairSet("pairs", texts[:10], texts[10:20], list(range(10)))
+
+
+def test_a_reduced_teacher_comes_apart(models):
+    whole, reduced, _, _ = models
+    texts = ["a cat", "the map"]
+    before, projection = split_projection(reduced, is_reduced=True)
+    np.testing.assert_allclose(unit_vectors(before.encode(texts)), unit_vectors(whole.encode(texts)), atol=1e-6)
+    np.testing.assert_allclose(unit_vectors(before.encode(texts) @ projection), reduced.encode(texts), atol=1e-6)
+    assert split_projection(reduced, is_reduced=False) == (reduced, None)
+
+
+def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
+    monkeypatch.setattr(evaluate, "has_bf16", lambda device: False)
+    _, reduced, retrieval, pairs = models
+    record = account(reduced, reduced, True, [retrieval], [pairs])
+    rows = {row["system"]: row for row in record["retrieval"]}
+    assert rows["teacher"]["retention"] == 1
+    for name in ("student", "student's queries, teacher's documents"):
+        assert rows[name]["scores"] == rows["teacher, projected"]["scores"]
+    assert retention(record) == rows["student"]["retention"]
+    scores = {row["system"]: row["scores"]["pairs"] for row in record["pairs"]}
+    assert scores["student"] == scores["teacher, projected"]
+    assert record["cost"]["student"]["parameters"] > record["cost"]["teacher"]["parameters"]
+    text = format_account(record)
+    assert "| student, binary |" in text
+    assert "| Spearman | pairs |" in text
+
+
+def test_steps_there_are():
+    T, S = ([unit_vectors(np.random.default_rng(0).normal(size=(5, width))) for _ in "qd"] for width in (24, 16))
+    projection = np.eye(24)[:, :16]
+    assert list(systems(T, None, projection)) == ["teacher", "teacher, projected"]
+    assert "student, 8 values" in systems(T, S, projection)
+    assert "student's queries, teacher's documents" not in systems(T, S, None)
+
+
+def test_only_the_ceiling(models):
+    _, reduced, retrieval, _ = models
+    record = account(None, reduced, True, [retrieval])
+    assert [row["system"] for row in record["retrieval"]] == ["teacher", "teacher, projected"]
+    assert retention(record) is None
+    assert format_account({"retrieval": [], "pairs": [], "cost": {}}) == ""
