@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
-from tqdm import tqdm
 
 from modernbert_small.artefacts import Run, begin, content_hash
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
@@ -34,6 +33,7 @@ from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduce
 from modernbert_small.labels import Labeller, read_blocks, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.prefetch import ahead
+from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
@@ -112,7 +112,9 @@ def reduce_teacher(
         return _with_modules(teacher, []), {"projection": None}
     texts, kinds = sample_texts(args.train_file, "train", args.pca_sample_size, args.seed)
     logger.info("fitting %d -> %d on %s texts", heldout.shape[1], args.embedding_dim, f"{len(texts):,}")
-    basis, energy = fit_projection(labeller.embed(labeller.tokenize(texts, kinds)), args.embedding_dim)
+    with ProgressBar(len(texts), "embedding the sample", "text") as bar:
+        sample = labeller.embed(labeller.tokenize(texts, kinds), bar)
+    basis, energy = fit_projection(sample, args.embedding_dim)
     after = unit_vectors(heldout) @ basis
     quality = {
         width: projection_quality(heldout, after[:, :width])
@@ -173,16 +175,12 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
     shards = math.ceil(total / ROWS_PER_SHARD)
     paths = [run.folder / f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
     blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
-    done = 0
-    with tqdm(total=total, desc=f"labelling {split}", unit="row", disable=None) as bar:
+    with ProgressBar(total, f"labelling {split}") as bar:
         for path, table, rows in ahead(tokenized(labeller, blocks)):
             if rows:
-                write_shard(path, table, labeller.embed(rows), args.embedding_dim, sum(map(len, rows)))
-            done += len(table)
-            bar.update(len(table))
-            bar.set_postfix_str(speed := labeller.speed_text)
-            if bar.disable:
-                logger.info("%s: %s of %s rows, %s", split, f"{done:,}", f"{total:,}", speed)
+                write_shard(path, table, labeller.embed(rows, bar), args.embedding_dim, sum(map(len, rows)))
+            else:
+                bar.update(len(table), "labelled before")
     return {"rows": total, "tokens": sum(int(pq.read_schema(path).metadata[b"tokens"]) for path in paths)}
 
 

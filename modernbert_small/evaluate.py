@@ -9,6 +9,7 @@ with a paired bootstrap over queries, Spearman on sentence pairs, speed on this 
 """
 
 import argparse
+import importlib.util
 import logging
 import time
 from collections.abc import Sequence
@@ -211,11 +212,12 @@ def format_account(record: dict[str, Any]) -> str:
             kept = f"{100 * row['retention']:.1f} % ({low:.1f} - {high:.1f})" if row["system"] != "teacher" else ""
             lines.append([row["system"], *(f"{row['scores'][name]:.3f}" for name in names), f"{row['mean']:.3f}", kept])
         blocks.append(lines)
-    if record["pairs"]:
-        names = list(record["pairs"][0]["scores"])
-        lines = [["Spearman", *names], ["---", *["---:"] * len(names)]]
-        lines += [[row["system"], *(f"{row['scores'][name]:.3f}" for name in names)] for row in record["pairs"]]
-        blocks.append(lines)
+    for what, title in (("pairs", "Spearman"), ("mteb", "MTEB")):
+        if rows := record.get(what):
+            names = list(rows[0]["scores"])
+            lines = [[title, *names], ["---", *["---:"] * len(names)]]
+            lines += [[row["system"], *(f"{row['scores'][name]:.3f}" for name in names)] for row in rows]
+            blocks.append(lines)
     if record["cost"]:
         lines = [["", "parameters", "MB", "texts/s", "ms a query"], ["---", *["---:"] * 4]]
         for name, cost in record["cost"].items():
@@ -224,6 +226,30 @@ def format_account(record: dict[str, Any]) -> str:
             lines.append([name, size, f"{cost['megabytes']:,.0f}", speed, f"{cost['query_milliseconds']:.1f}"])
         blocks.append(lines)
     return "\n\n".join("\n".join(f"| {' | '.join(line)} |" for line in lines) for lines in blocks)
+
+
+def mteb_scores(models: dict[str, SentenceTransformer], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The main score of each model on MTEB tasks, by mteb itself.
+
+    Raises:
+        UserError: mteb is not installed, knows no such task, or its data did not come.
+    """
+    if importlib.util.find_spec("mteb") is None:
+        raise UserError("--mteb: the package mteb is missing; install it with: pip install -e .[mteb]")
+    import mteb  # an extra
+
+    try:
+        tasks = mteb.get_tasks(tasks=list(names))
+    except KeyError as error:
+        raise UserError(f"--mteb: {error.args[0]}") from error
+    rows = []
+    for name, model in models.items():
+        try:
+            results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False).task_results
+        except OSError as error:
+            raise UserError(f"--mteb: a task's data did not come from the Hugging Face hub: {error}") from error
+        rows.append({"system": name, "scores": {one.task_name: round(float(one.get_score()), 4) for one in results}})
+    return rows
 
 
 def is_reduced_teacher(folder: str) -> bool:
@@ -242,6 +268,7 @@ def main() -> None:
         default=["nanobeir"],
         help="NanoBEIR names, nanobeir for all 13, stsb, folders laid out like NanoBEIR, files of sentence pairs",
     )
+    parser.add_argument("--mteb", nargs="+", default=[], metavar="TASK", help="MTEB tasks, with the extra [mteb]")
     parser.add_argument("--output", type=Path, help="JSON file to write the account to")
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
@@ -252,6 +279,8 @@ def main() -> None:
         for flag, path in (("student", args.student), ("teacher", args.teacher))
     )
     record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets)
+    if args.mteb:
+        record["mteb"] = mteb_scores({"teacher, projected": teacher, "student": student}, args.mteb)
     if args.output:
         write_json(args.output, record)
     print(format_account(record))

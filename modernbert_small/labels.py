@@ -16,6 +16,7 @@ from torch import Tensor
 from modernbert_small.attention import use_packed_attention
 from modernbert_small.batches import packed_features
 from modernbert_small.models import has_bf16
+from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import unit_vectors
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import count_rows, read_table, split_files, text_tokenizer
@@ -126,8 +127,13 @@ class Labeller:
         return [np.array(row.ids, np.int64) for row in self.encoder.encode_batch_fast(prompted)]
 
     @torch.inference_mode()
-    def embed(self, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them."""
+    def embed(self, rows: Sequence[NDArray[np.int64]], bar: ProgressBar | None = None) -> NDArray[np.float32]:
+        """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them.
+
+        Args:
+            rows: what `tokenize` gives.
+            bar: told of each batch of rows.
+        """
         began = time.perf_counter()
         order = np.argsort([-len(row) for row in rows], kind="stable")
         out: NDArray[np.float32] | None = None
@@ -143,9 +149,11 @@ class Labeller:
             out[batch] = embeddings
             first += size
             self.positions += features["input_ids"].numel()  # type: ignore[union-attr]
+            self.tokens += sum(len(rows[index]) for index in batch)
+            self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
+            if bar is not None:
+                bar.update(len(batch), self.speed_text)
         assert out is not None, "no rows"
-        self.tokens += sum(map(len, rows))
-        self.seconds += time.perf_counter() - began
         return out
 
     def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modernbert_small.artefacts import content_hash, write_json
+from modernbert_small.progress import ProgressBar
 from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Toke
     lengths, truncated = [np.zeros(1, np.int64)], 0
     with (
         (partial / "tokens.bin").open("wb") as stream,
-        tqdm(total=count_rows(files), desc=f"tokenising {folder.name.split('-')[0]}", unit="row", disable=None) as bar,
+        ProgressBar(count_rows(files), f"tokenising {folder.name.split('-')[0]}") as bar,
     ):
         for table in read_table(files, [column]):
             rows = encoder.encode_batch_fast(table[column].to_pylist())

@@ -32,13 +32,14 @@ def padded(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tenso
     model.set_attn_implementation("sdpa")
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    hidden = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device)).last_hidden_state
     return [states[: len(row)] for states, row in zip(hidden, rows, strict=True)]
 
 
 def packed(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    use_packed_attention(model, "auto", torch.device("cpu"))
+    use_packed_attention(model, "auto", model.device)
     features = packed_features(torch.cat(rows).numpy(), np.array([len(row) for row in rows]))
+    features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
     return list(model(**features).last_hidden_state[0].split([len(row) for row in rows]))
 
 
@@ -78,16 +79,19 @@ def test_hidden_states_and_gradients_equal_padded_sdpa(lengths: list[int]) -> No
         )
 
 
-def test_bf16_is_as_near_to_float32_as_padded_sdpa_is() -> None:
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+)
+def test_bf16_is_as_near_to_float32_as_padded_sdpa_is(device: str) -> None:
     rows = random_rows([1, 7, 512, 300, 2, 1024, 30, 200, 190])
     weights = torch.randn(32, generator=torch.Generator().manual_seed(1))
 
     def run(forward, bf16: bool) -> list[torch.Tensor]:
         """Hidden states of all rows and every parameter's gradient."""
-        model = small_model()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        model = small_model().to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             states = torch.cat(forward(model, rows)).float()
-        (states @ weights).sum().backward()
+        (states @ weights.to(device)).sum().backward()
         return [states.detach(), *(parameter.grad for parameter in model.parameters())]
 
     reference, usual, ours = run(padded, False), run(padded, True), run(packed, True)

@@ -1,6 +1,10 @@
 """The account of the gap: scores against sentence-transformers' and by hand, steps that must be equal."""
 
+import importlib.util
+import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +16,11 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from modernbert_small import evaluate
-from modernbert_small.evaluate import account, format_account, retention, split_projection, systems
+from modernbert_small.evaluate import account, format_account, mteb_scores, retention, split_projection, systems
 from modernbert_small.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
 from modernbert_small.projection import unit_vectors
 from modernbert_small.retrieval import PairSet, RetrievalSet
+from modernbert_small.settings import UserError
 
 
 def test_ndcg_by_hand():
@@ -80,7 +85,7 @@ def models(tmp_path):
 
 
 def test_a_reduced_teacher_comes_apart(models):
-    whole, reduced, _, _ = models
+    _, reduced, _, _ = models
     texts = ["a cat", "the map"]
     before, projection = split_projection(reduced, is_reduced=True)
     np.testing.assert_allclose(unit_vectors(before.encode(texts)), unit_vectors(whole.encode(texts)), atol=1e-6)
@@ -119,3 +124,21 @@ def test_only_the_ceiling(models):
     assert [row["system"] for row in record["retrieval"]] == ["teacher", "teacher, projected"]
     assert retention(record) is None
     assert format_account({"retrieval": [], "pairs": [], "cost": {}}) == ""
+
+
+def test_the_command(models, tmp_path):
+    from test_retrieval import write_set
+
+    _, reduced, _, _ = models
+    reduced.save_pretrained(str(tmp_path / "reduced"))
+    (tmp_path / "reduced" / "run.json").write_text('{"projection": {"quality": {}}}')
+    write_set(tmp_path / "set")
+    command = [sys.executable, "-m", "modernbert_small.evaluate", "reduced", "reduced"]
+    flags = ["--datasets", "set", "--output", "account.json"]
+    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| teacher, projected |" in done.stdout
+    assert json.loads((tmp_path / "account.json").read_text())["retrieval"][0]["system"] == "teacher"
+    if importlib.util.find_spec("mteb") is None:
+        with pytest.raises(UserError, match=r"--mteb: the package mteb is missing; install it"):
+            mteb_scores({}, ["STSBenchmark"])
