@@ -85,7 +85,7 @@ def models(tmp_path):
 
 
 def test_a_reduced_teacher_comes_apart(models):
-    _, reduced, _, _ = models
+    whole, reduced, _, _ = models
     texts = ["a cat", "the map"]
     before, projection = split_projection(reduced, is_reduced=True)
     np.testing.assert_allclose(unit_vectors(before.encode(texts)), unit_vectors(whole.encode(texts)), atol=1e-6)
