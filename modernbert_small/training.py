@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,6 +176,9 @@ def resolve_hardware(args: TrainingArguments) -> None:
     args.use_cpu = args.use_cpu or best_device().type == "cpu"
     if args.bf16 is None:
         args.bf16 = not args.fp16 and has_bf16(torch.device("cpu") if args.use_cpu else best_device())
+    if args.torch_compile:  # a layer at a time and for any length: whole models compile anew for each batch
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
 
 
 def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
