@@ -126,7 +126,10 @@ def make_teacher(work: Path, corpus: Path, sizes: Sizes) -> Path:
             intermediate_size=3 * sizes.width // 2,
             max_position_embeddings=MAX_SEQ_LENGTH,
             vocab_size=sizes.vocab_size,
-            special_ids={f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")},
+            special_ids={
+                f"{name}_token_id": getattr(tokenizer, f"{special}_token_id")
+                for name, special in (("pad", "pad"), ("cls", "cls"), ("sep", "sep"), ("bos", "cls"), ("eos", "sep"))
+            },
             teacher=ModernBertConfig(),
         )
         ModernBertForMaskedLM(config).save_pretrained(work / "partial")

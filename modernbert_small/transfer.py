@@ -50,24 +50,18 @@ class Parts:
     stream_basis: axes from the residual stream over the sample, else from the token embeddings.
     importance: heads and neurons by what they write over the sample, else evenly spread.
     heal: refit the weights that write.
-    even_layers: layers evenly spread, else those that change the stream's direction most.
-    raw_stream: the basis weighs layers by the size of their stream, else all alike.
     """
 
     stream_basis: bool = True
     importance: bool = True
     heal: bool = True
-    even_layers: bool = True
-    raw_stream: bool = False
 
 
-def choose_layers(
-    teacher_types: Sequence[str], student_types: Sequence[str], gain: Sequence[float] | None = None
-) -> list[int]:
+def choose_layers(teacher_types: Sequence[str], student_types: Sequence[str]) -> list[int]:
     """The teacher's layer for each of the student's: of the same attention, in order, evenly spread.
 
     Layer 0 stays layer 0, which alone has no norm before its attention. Among all choices the one with the least sum
-    of distances to even spacing, or with the largest sum of gains.
+    of distances to even spacing.
 
     Raises:
         ValueError: there is no such choice.
@@ -80,7 +74,7 @@ def choose_layers(
         ideal = index * (L_T - 1) / (L_S - 1)
         best = {
             layer: min(
-                (distance + (abs(layer - ideal) if gain is None else -gain[layer]), [*choice, layer])
+                (distance + abs(layer - ideal), [*choice, layer])
                 for last, (distance, choice) in best.items()
                 if last < layer
             )
@@ -103,8 +97,6 @@ class _Recorder:
         D = model.config.hidden_size
         self.stream = torch.zeros(len(model.layers) + 1, D, D, dtype=torch.float64)
         self.heads = torch.zeros(len(model.layers), D, D, dtype=torch.float64)
-        self.change = torch.zeros(len(model.layers), dtype=torch.float64)
-        self.raw = torch.zeros(D, D, dtype=torch.float64)
         self.neurons = torch.zeros(len(model.layers), model.config.intermediate_size, dtype=torch.float64)
         self.model = model
 
@@ -114,15 +106,12 @@ class _Recorder:
             h = self.model.embeddings(batch["input_ids"])
             for index, layer in enumerate(self.model.layers):
                 self._add(self.stream[index], _normalised(h))
-                before = h
-                self._add(self.raw, h - h.mean(-1, keepdim=True))
                 x = _attention_input(self.model, index, h, batch)
                 self._add(self.heads[index], x)
                 h = h + layer.attn.Wo(x)
                 x = _mlp_input(layer, h)
                 self.neurons[index] += x[0].double().square().sum(0).cpu()
                 h = h + layer.mlp.Wo(x)
-                self.change[index] += (1 - torch.cosine_similarity(_normalised(before), _normalised(h), -1)).sum().cpu()
             self._add(self.stream[-1], _normalised(h))
 
     @staticmethod
@@ -214,9 +203,9 @@ def transfer_all_layers(
         raise ValueError(f"student head_dim {S.hidden_size // S.num_attention_heads}, teacher {head_dim}: must agree")
     recorder = _Recorder(teacher.model)
     recorder.run(batches)
-    kept = choose_layers(T.layer_types, S.layer_types, None if parts.even_layers else recorder.change.tolist())
+    kept = choose_layers(T.layer_types, S.layer_types)
     if parts.stream_basis:
-        P = stream_basis(recorder.raw if parts.raw_stream else recorder.stream.sum(0), S.hidden_size)
+        P = stream_basis(recorder.stream.sum(0), S.hidden_size)
     else:
         table = _normalised(teacher.get_input_embeddings().weight.double().cpu())
         P = stream_basis(table.T @ table, S.hidden_size)
