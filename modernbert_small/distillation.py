@@ -135,7 +135,8 @@ class DistillationTrainer(PackedTrainerMixin, SentenceTransformerTrainer):
     """SentenceTransformerTrainer on packed batches, every row of equal weight.
 
     Batches hold equal tokens, not equal rows; each is weighted by its rows, so that short texts do not count
-    less for sharing their batch with many.
+    less for sharing their batch with many. The mean squared error is taken times the width: the squared distance,
+    2 - 2 cos for unit vectors. Its gradients are of a size that the gradient limit and Adam's epsilon are made for.
     """
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
@@ -148,17 +149,16 @@ class DistillationTrainer(PackedTrainerMixin, SentenceTransformerTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of a batch, weighted by its rows."""
-        weight = inputs.pop("weight")
+        """The squared distance to the labels, weighted by the batch's rows."""
+        weight = inputs.pop("weight") * inputs["label"].shape[1]
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return (result[0] * weight, result[1]) if return_outputs else result * weight
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Adds the mean cosine to the labels, which for unit vectors is 1 - D / 2 * MSE."""
+        """Adds the mean cosine to the labels, which for unit vectors is 1 - squared distance / 2."""
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):  # for the evaluators too
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss = output.metrics.get(f"{metric_key_prefix}_loss")
         if loss is not None:
-            width = self.eval_dataset.labels.shape[1]
-            output.metrics[f"{metric_key_prefix}_similarity"] = 1 - width / 2 * loss
+            output.metrics[f"{metric_key_prefix}_similarity"] = 1 - loss / 2
         return output
