@@ -1,28 +1,37 @@
 """What phases 3 and 5 add to transformers' Trainer: packed batches, progress in tokens, safe resuming."""
 
-import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ModernBertConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
+from modernbert_small.checkpoints import StopOnSignal, last_whole_checkpoint
 from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
-from modernbert_small.models import best_device, has_bf16, peak_memory_bytes
+from modernbert_small.models import best_device, has_bf16, peak_memory_bytes, require_finite
+from modernbert_small.processes import any_process, wait_for_all
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
 
 logger = logging.getLogger(__name__)
+
+_MAX_SKIPPED_IN_A_ROW = 10
 
 
 class _PackedDataset(Protocol):
@@ -30,14 +39,21 @@ class _PackedDataset(Protocol):
 
 
 class PackedTrainerMixin:
-    """Loads packed batches of about `args.tokens_per_batch` tokens from datasets that have a `store`.
+    """Packed batches of about `args.tokens_per_batch` tokens from datasets that have a `store`; finite, whole states.
 
+    A step whose loss or gradient is not finite is not applied, and a checkpoint has its name when it is whole.
     Mixed in before Trainer or SentenceTransformerTrainer.
     """
 
+    accelerator: Any
     args: Any
-    train_dataset: Any
+    control: Any
     eval_dataset: Any
+    model: Any
+    state: Any
+    train_dataset: Any
+    _losses_are_finite = True  # of the step in progress
+    _skipped_in_a_row = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """Every row once an epoch, shuffled, dealt to the processes."""
@@ -62,15 +78,93 @@ class PackedTrainerMixin:
             self.args.lr_scheduler_kwargs = given
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward; when a step's gradients are complete, they are dropped if not all is finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self._losses_are_finite &= bool(torch.isfinite(loss))
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None:  # fp16's scaler skips by itself
+            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            is_sound = self._losses_are_finite and bool(torch.isfinite(get_total_norm(gradients)))
+            self._losses_are_finite = True
+            self._skipped_in_a_row += 1
+            if any_process(not is_sound):
+                model.zero_grad()  # to None, which optimisers pass over
+                self._note_skipped_step(loss)
+            else:
+                self._skipped_in_a_row = 0
+        return loss
+
+    def _note_skipped_step(self, loss: torch.Tensor) -> None:
+        """Count the step in progress, say which rows it was made of, give up after too many in a row."""
+        step = self.state.global_step + 1
+        self.state.log_history.append({"step": step, "skipped_steps": 1})  # which checkpoints keep
+        rows = ", ".join(map(str, self._rows_in_progress()))
+        what = f"loss {loss.item():.4g}, or its gradient, is not finite"
+        logger.warning("step %d is not applied: %s; rows %s of the training split", step, what, rows)
+        if self._skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"step {step}: loss or gradient not finite {self._skipped_in_a_row} times in a row; {self._last_good()}"
+            )
+
+    def _rows_in_progress(self) -> NDArray[np.int64]:
+        """The rows of this process in the step in progress."""
+        sampler, accumulated = self._sampler(self.train_dataset, True), self.args.gradient_accumulation_steps
+        epoch, step = divmod(self.state.global_step, math.ceil(len(sampler) / accumulated))
+        sampler.set_epoch(epoch)
+        batches = islice(sampler, step * accumulated, (step + 1) * accumulated)
+        return np.concatenate([batch.rows for batch in batches])
+
+    def _last_good(self) -> str:
+        checkpoint = last_whole_checkpoint(Path(self.args.output_dir))
+        return f"last good checkpoint: {checkpoint}; lower learning_rate and pass --overwrite, or look at those rows"
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; nothing if training was resumed from its last step, where the Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint aside and rename it when all processes are done; then remove old ones."""
+        try:
+            require_finite(self.model, f"step {self.state.global_step}")
+        except UserError as error:
+            raise UserError(f"{error}; {self._last_good()}") from error
+        folder, limit = Path(self.args.output_dir), self.args.save_total_limit
+        aside, name = folder / "checkpoint.partial", f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        wait_for_all()
+        self.args.output_dir, self.args.save_total_limit = str(aside), None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(folder), limit
+        wait_for_all()
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if best.name == name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (aside / name).rename(folder / name)
+            aside.rmdir()
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+        wait_for_all()
+
     def _sampler(self, dataset: _PackedDataset, shuffle: bool) -> PackedSampler:
-        return PackedSampler(
-            dataset.store.lengths,
-            self.args.tokens_per_batch,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            shuffle,
-            self.args.process_index,
-            self.args.world_size,
-        )
+        try:
+            return PackedSampler(
+                dataset.store.lengths,
+                self.args.tokens_per_batch,
+                self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                shuffle,
+                self.args.process_index,
+                self.args.world_size,
+            )
+        except ValueError as error:
+            raise UserError(f"--train_file: {error}; use fewer processes or more text") from error
 
 
 class Progress(TrainerCallback):
@@ -211,22 +305,6 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
     return found
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest `checkpoint-*` that was written to its end, None if there is none.
-
-    The Trainer writes trainer_state.json after weights, optimiser, schedule and random state.
-    """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is half-written and left out", path)
-            continue
-        return str(path)
-    return None
-
-
 def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
     """Train from the last whole checkpoint in `folder`, or from the start.
 
@@ -248,15 +326,19 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     if not math.isfinite(result.training_loss):
         raise UserError(f"training loss is {result.training_loss}; lower learning_rate and run again with --overwrite")
     history = [
         {key: value for key, value in entry.items() if _is_finite_number(value)} for entry in trainer.state.log_history
     ]
+    losses = [entry["loss"] for entry in history if "loss" in entry]  # before an interruption too
     return {
         "steps": trainer.state.global_step,
-        "train_loss": round(result.training_loss, 6),
+        "skipped_steps": sum("skipped_steps" in entry for entry in history),
+        "train_loss": round(sum(losses) / len(losses) if losses else result.training_loss, 6),
         "train_tokens_per_second": round(progress.tokens_per_second),
         "train_flops_per_token": round(flops),
         "mfu": progress.mfu,

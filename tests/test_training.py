@@ -11,8 +11,8 @@ from helpers import SENTENCES, load_script, tiny_modernbert, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from modernbert_small.checkpoints import last_whole_checkpoint
 from modernbert_small.settings import UserError, parse_settings
-from modernbert_small.training import last_whole_checkpoint
 
 SCRIPT = "mlm/pre_train.py"
 
