@@ -34,7 +34,7 @@ from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduce
 from modernbert_small.labels import Labeller, read_blocks, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.prefetch import ahead
-from modernbert_small.processes import first_process_first, rank, wait_for_all, world_size
+from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.retrieval import load_evaluation_sets
@@ -159,19 +159,21 @@ def save_reduced_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str]
 ) -> SentenceTransformer:
     """The reduced teacher, made now or found where an interrupted run left it."""
-    with first_process_first():
-        run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
-        if run is None or rank() > 0:
-            return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
+    run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
+    if run is not None:
         run.start()
-        reduced, report = reduce_teacher(teacher, args)
-        require_finite(reduced, "the reduced teacher")
-        reduced.save_pretrained(str(run.folder))
-        run.finish(report)
-        return reduced
+        if rank() == 0:
+            teacher, report = reduce_teacher(teacher, args)
+            require_finite(teacher, "the reduced teacher")
+            teacher.save_pretrained(str(run.folder))
+            run.finish(report)
+        wait_for_all()
+        if rank() == 0:
+            return teacher
+    return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
 
 
-def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> dict[str, int]:
+def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> None:
     """Label one split, tokenising the next shard while the device works on this one; processes deal the shards."""
     files = split_files(args.train_file, split)
     total = count_rows(files)
@@ -183,9 +185,13 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
             if rows:
                 write_shard(path, table, labeller.embed(rows, bar), args.embedding_dim, sum(map(len, rows)))
             else:
-                bar.update(len(table), "labelled before")
-    wait_for_all()
-    return {"rows": total, "tokens": sum(int(pq.read_schema(path).metadata[b"tokens"]) for path in paths)}
+                bar.update(len(table), "labelled before or elsewhere")
+
+
+def count(folder: Path, split: str) -> dict[str, int]:
+    """Rows and tokens of a labelled split."""
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    return {"rows": count_rows(files), "tokens": sum(int(pq.read_schema(f).metadata[b"tokens"]) for f in files)}
 
 
 def tokenized(
@@ -214,14 +220,16 @@ def main() -> None:
         ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
         print(format_account(ceiling))
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
-    counts = {split: label_split(labeller, args, run, split) for split in ("validation", "train")}
+    for split in ("validation", "train"):
+        label_split(labeller, args, run, split)
 
+    wait_for_all()
     if rank() > 0:
         return
     run.finish(
         {
             "ceiling": ceiling,
-            "counts": counts,
+            "counts": {split: count(run.folder, split) for split in ("validation", "train")},
             "files": describe_shards(run.folder),
             **labeller.speed,
             "peak_memory_bytes": peak_memory_bytes(),

@@ -198,6 +198,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             raise
         print(f"error: {remedy}: {_command()}", file=sys.stderr)
         status = 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all when one has ended
     sys.stdout.flush()
     sys.exit(status)
 
@@ -223,5 +225,5 @@ def _remedy(error: Exception) -> str | None:
     if any(words in text for words in _NO_SPACE_WORDS):
         return f"no space left for the output ({text}); free some space, then go on with"
     if is_lost_process(error):
-        return f"another process of this run ended ({text}); go on with"
+        return "another process of this run has ended; what was saved is kept; go on with"
     return None

@@ -262,13 +262,16 @@ def use_progress(trainer: Any, sampler: PackedSampler, flops_per_token: float) -
 
 
 def resolve_hardware(args: TrainingArguments) -> None:
-    """The CPU where there is no CUDA; bf16 unless told otherwise, where the hardware has it.
+    """The CPU where there is no CUDA; bf16 unless told otherwise, where the hardware has it; no search by DDP for
+    parameters without gradient, of which there are none.
 
     Called before TrainingArguments checks itself.
     """
     args.use_cpu = args.use_cpu or best_device().type == "cpu"
     if args.bf16 is None:
         args.bf16 = not args.fp16 and has_bf16(torch.device("cpu") if args.use_cpu else best_device())
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
 
 
 def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
