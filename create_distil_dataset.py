@@ -39,7 +39,7 @@ from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import count_rows, split_files
+from modernbert_small.tokens import check_splits, count_rows, split_files
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,13 @@ class DistilDatasetArguments:
         except ValueError as error:
             found.append(str(error))
         return found
+
+
+def check_sample(args: DistilDatasetArguments) -> None:
+    """Refuse a corpus that is too small to fix the projection."""
+    rows = count_rows(split_files(args.train_file, "train"))
+    if rows < args.embedding_dim:
+        raise UserError(f"--train_file {args.train_file}: {rows} texts do not fix {args.embedding_dim} directions")
 
 
 def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) -> int:
@@ -210,7 +217,8 @@ def main() -> None:
     run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file)
+    check_sample(args)
     retrieval_sets, _ = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)

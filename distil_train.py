@@ -31,7 +31,7 @@ from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.processes import first_process_first, rank
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import split_files, tokenize_split
+from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def main() -> None:
     run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)

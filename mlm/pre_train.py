@@ -31,7 +31,7 @@ from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import split_files, tokenize_split
+from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def main() -> None:
     run = begin("pre_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file)
     student, tokenizer = load_student(args)
     run.start()
     args.output_dir = str(run.folder)

@@ -31,8 +31,8 @@ SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_data
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # How the libraries that write weights and arrays say so: safetensors and tokenizers (Rust), torch.save, NumPy.
 _NO_SPACE_WORDS = (
-    *("os error 28", "os error 27", "code: 28", "code: 27"),
-    *("PytorchStreamWriter failed", "iostream error", "requested and"),
+    *("os error 28", "os error 27", "os error 122"),
+    *("PytorchStreamWriter failed", "unexpected pos", "requested and"),
 )
 
 

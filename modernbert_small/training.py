@@ -289,6 +289,10 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
         )
     if args.per_device_train_batch_size != 8:
         found.append("per_device_train_batch_size: batches are counted in tokens here; use tokens_per_batch")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        found.append(f"num_train_epochs: {args.num_train_epochs}, expected more than 0")
+    if args.gradient_accumulation_steps < 1:
+        found.append(f"gradient_accumulation_steps: {args.gradient_accumulation_steps}, expected at least 1")
     if args.max_seq_length < 8:
         found.append(f"max_seq_length: {args.max_seq_length}, expected at least 8")
     try:
