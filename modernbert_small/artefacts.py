@@ -22,13 +22,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import xxhash
 
-from modernbert_small.processes import rank, wait_for_all
+from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
+_FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
 # Change how a run looks or where it runs, not what it makes.
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
@@ -109,6 +110,8 @@ def begin(
         UserError: the artefact, or a half-finished one, was made with other settings or inputs, or
             the folder holds something else; or an input's shards are not those that its run.json names.
     """
+    if world_size() > 1 and phase in _FOR_ONE_PROCESS:
+        raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
     final = Path(output_dir)
     partial = final.with_name(final.name + ".partial")
     record = {

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class StopOnSignal(TrainerCallback):
     """SIGINT or SIGTERM: the step in progress ends, a checkpoint is saved, then the program stops. A second: at once.
 
-    A context, in which signals are noted.
+    A context, in which signals are noted; one that came too late for a step stops the program at its end.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,18 @@ class StopOnSignal(TrainerCallback):
         self._earlier = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        self._give_back()
+        if self._number and kind is None:
+            raise_stop(self._number, None)
+
+    def _give_back(self) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
         self._number = number
-        self.__exit__()
+        self._give_back()
         logger.info("%s: stopping when this step is saved; again: at once", signal.Signals(number).name)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -52,6 +52,7 @@ class PackedTrainerMixin:
     model: Any
     state: Any
     train_dataset: Any
+    _push_from_checkpoint: Any
     _losses_are_finite = True  # of the step in progress
     _skipped_in_a_row = 0
 
@@ -131,27 +132,32 @@ class PackedTrainerMixin:
             require_finite(self.model, f"step {self.state.global_step}")
         except UserError as error:
             raise UserError(f"{error}; {self._last_good()}") from error
-        folder, limit = Path(self.args.output_dir), self.args.save_total_limit
-        aside, name = folder / "checkpoint.partial", f"checkpoint-{self.state.global_step}"
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        aside = folder / "checkpoint.partial"
+        changed = {"output_dir": str(aside), "save_total_limit": None, "push_to_hub": False}
+        asked = {setting: getattr(self.args, setting) for setting in changed}
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         wait_for_all()
-        self.args.output_dir, self.args.save_total_limit = str(aside), None
+        vars(self.args).update(changed)
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         finally:
-            self.args.output_dir, self.args.save_total_limit = str(folder), limit
+            vars(self.args).update(asked)
         wait_for_all()
         best = folder / f"checkpoint-{self.state.best_global_step}"
         if best.name == name or best.is_dir():
             self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():  # saved at the step's end, and now at the epoch's
+                (folder / name).rename(aside / "earlier")
             (aside / name).rename(folder / name)
-            aside.rmdir()
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+            shutil.rmtree(aside)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
 
     def _sampler(self, dataset: _PackedDataset, shuffle: bool) -> PackedSampler:
         try:

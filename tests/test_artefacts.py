@@ -11,9 +11,9 @@ from modernbert_small.artefacts import begin, content_hash, describe_shards, rea
 from modernbert_small.settings import UserError
 
 
-def make(folder, text="made", settings=None, inputs=None, overwrite=False):
+def make(folder, text="made", settings=None, inputs=None, overwrite=False, phase="phase"):
     """A phase that writes one file."""
-    run = begin("phase", str(folder), settings or {"seed": 1}, inputs or {}, overwrite)
+    run = begin(phase, str(folder), settings or {"seed": 1}, inputs or {}, overwrite)
     if run is not None:
         run.start()
         (run.folder / "out.txt").write_text(text)
@@ -102,6 +102,12 @@ def test_a_mix_of_two_runs_is_refused(tmp_path, change, said):
     assert not (tmp_path / "other.partial").exists()
     (data / "run.json").unlink()  # somebody's own files
     assert begin("pre_train", str(tmp_path / "other"), {}, {"corpus": str(data)}) is not None
+
+
+def test_a_phase_for_one_process_refuses_two(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="create_dataset is work for one process, found 2; start it with python"):
+        make(tmp_path / "out", phase="create_dataset")
 
 
 def test_foreign_files_are_not_touched(tmp_path):
