@@ -91,13 +91,6 @@ class DistilDatasetArguments:
         return found
 
 
-def check_sample(args: DistilDatasetArguments) -> None:
-    """Refuse a corpus that is too small to fix the projection."""
-    rows = count_rows(split_files(args.train_file, "train"))
-    if rows < args.embedding_dim:
-        raise UserError(f"--train_file {args.train_file}: {rows} texts do not fix {args.embedding_dim} directions")
-
-
 def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) -> int:
     """The teacher's width, refused if the labels would be wider."""
     width = teacher.get_embedding_dimension()
@@ -217,8 +210,7 @@ def main() -> None:
     run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
-    check_splits(args.train_file)
-    check_sample(args)
+    check_splits(args.train_file, args.embedding_dim)
     retrieval_sets, _ = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)

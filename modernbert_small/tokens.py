@@ -79,15 +79,21 @@ def split_files(data: str | Path, split: str, flag: str = "--train_file") -> lis
     return files
 
 
-def check_splits(data: str | Path, flag: str = "--train_file") -> None:
+def check_splits(data: str | Path, least_rows: int = 1, flag: str = "--train_file") -> None:
     """See that a data folder has both splits, whole and not empty, before anything is loaded.
 
+    Args:
+        data: folder of Parquet shards.
+        least_rows: of the train split.
+        flag: named in errors.
+
     Raises:
-        UserError: what `split_files` finds, a file that is not whole Parquet, or a split without rows.
+        UserError: what `split_files` finds, a file that is not whole Parquet, or a split with too few rows.
     """
-    for split in ("train", "validation"):
-        if not count_rows(split_files(data, split, flag)):
-            raise UserError(f"{flag} {data}: its {split} split has no rows")
+    for split, least in (("train", least_rows), ("validation", 1)):
+        rows = count_rows(split_files(data, split, flag))
+        if rows < least:
+            raise UserError(f"{flag} {data}: its {split} split has {rows} rows, expected at least {least}")
 
 
 def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_PER_READ) -> Iterator[pa.Table]:

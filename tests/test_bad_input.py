@@ -164,7 +164,7 @@ CASES = [
     (PHASE_3, remove("corpus"), [], "--train_file corpus: no such folder"),
     (PHASE_3, remove("corpus/validation-00000-of-00001.parquet"), [], "no validation-*.parquet in it"),
     (PHASE_3, cut("corpus/train-00000-of-00001.parquet"), [], "train-00000-of-00001.parquet: not a whole Parquet"),
-    (PHASE_3, no_rows("corpus"), [], "its validation split has no rows"),
+    (PHASE_3, no_rows("corpus"), [], "its validation split has 0 rows, expected at least 1"),
     (PHASE_3, shard("corpus", text=None), [], "no column 'text'; found source, kind"),
     (PHASE_3, shard("corpus", text=numbers), [], "column 'text' is of int64, expected string"),
     (PHASE_3, shard("corpus", text=half_null), [], "column 'text' is null in row 7; expected a value"),
@@ -183,7 +183,7 @@ CASES = [
     (PHASE_4, shard("corpus", kind=None), [], "no column 'kind'"),
     (PHASE_4, shard("corpus", kind=lambda count: pa.array(["essay"] * count)), [], "found 'essay', expected query or"),
     (PHASE_4, shard("corpus", text=half_null), [], "is null in row 7"),
-    (PHASE_4, no_rows("corpus", "train"), [], "its train split has no rows"),
+    (PHASE_4, no_rows("corpus", "train"), [], "its train split has 0 rows, expected at least 16"),
     # Phase 5
     (PHASE_5, None, ["--eval_datasets", "nowhere.csv"], "nowhere.csv: no such"),
     (PHASE_5, remove("distil"), [], "--train_file distil: no such folder"),
