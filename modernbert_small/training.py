@@ -32,6 +32,7 @@ from modernbert_small.tokens import TokenStore
 logger = logging.getLogger(__name__)
 
 _MAX_SKIPPED_IN_A_ROW = 10
+_UNFINISHED = "checkpoint.partial"
 
 
 class _PackedDataset(Protocol):
@@ -133,7 +134,7 @@ class PackedTrainerMixin:
         except UserError as error:
             raise UserError(f"{error}; {self._last_good()}") from error
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        aside = folder / "checkpoint.partial"
+        aside = folder / _UNFINISHED
         changed = {"output_dir": str(aside), "save_total_limit": None, "push_to_hub": False}
         asked = {setting: getattr(self.args, setting) for setting in changed}
         if self.args.should_save:
@@ -336,6 +337,7 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
     sampler = trainer.get_train_dataloader().batch_sampler
     flops = training_flops_per_token(config, sampler.lengths, predicted_share)
     progress = use_progress(trainer, sampler, flops)
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
