@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench
+.PHONY: install demo test soak check bench
 
 install: .venv/installed
 
@@ -16,6 +16,9 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/soak_kills.py tests/soak_texts.py
 
 check: install
 	$(BIN)/ruff check .

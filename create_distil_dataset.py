@@ -5,6 +5,7 @@ Out:  data/distil: the corpus's rows as `sentence`, with `label`, a float16 unit
       checkpoints/teacher: the teacher with its projection, whose `encode` gives the labels.
 
     python create_distil_dataset.py                                          # gte-modernbert-base, one CUDA GPU
+    torchrun --nproc_per_node 4 create_distil_dataset.py                     # four
     python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 4096   # a CPU
 
 A random sample is encoded, the projection fitted on it and added to the teacher as a Dense module; then all
@@ -27,17 +28,18 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 
-from modernbert_small.artefacts import Run, begin, content_hash
+from modernbert_small.artefacts import Run, begin, describe_shards
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduced_teacher
 from modernbert_small.labels import Labeller, read_blocks, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.prefetch import ahead
+from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import count_rows, split_files
+from modernbert_small.tokens import check_splits, count_rows, split_files
 
 logger = logging.getLogger(__name__)
 
@@ -158,18 +160,21 @@ def save_reduced_teacher(
 ) -> SentenceTransformer:
     """The reduced teacher, made now or found where an interrupted run left it."""
     run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
-    if run is None:
-        return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
-    run.start()
-    reduced, report = reduce_teacher(teacher, args)
-    require_finite(reduced, "the reduced teacher")
-    reduced.save_pretrained(str(run.folder))
-    run.finish(report)
-    return reduced
+    if run is not None:
+        run.start()
+        if rank() == 0:
+            teacher, report = reduce_teacher(teacher, args)
+            require_finite(teacher, "the reduced teacher")
+            teacher.save_pretrained(str(run.folder))
+            run.finish(report)
+        wait_for_all()
+        if rank() == 0:
+            return teacher
+    return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
 
 
-def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> dict[str, int]:
-    """Label one split, shard by shard, tokenising the next shard while the device works on this one."""
+def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> None:
+    """Label one split, tokenising the next shard while the device works on this one; processes deal the shards."""
     files = split_files(args.train_file, split)
     total = count_rows(files)
     shards = math.ceil(total / ROWS_PER_SHARD)
@@ -180,16 +185,21 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
             if rows:
                 write_shard(path, table, labeller.embed(rows, bar), args.embedding_dim, sum(map(len, rows)))
             else:
-                bar.update(len(table), "labelled before")
-    return {"rows": total, "tokens": sum(int(pq.read_schema(path).metadata[b"tokens"]) for path in paths)}
+                bar.update(len(table), "labelled before or elsewhere")
+
+
+def count(folder: Path, split: str) -> dict[str, int]:
+    """Rows and tokens of a labelled split."""
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    return {"rows": count_rows(files), "tokens": sum(int(pq.read_schema(f).metadata[b"tokens"]) for f in files)}
 
 
 def tokenized(
     labeller: Labeller, blocks: Iterator[tuple[Path, pa.Table]]
 ) -> Iterator[tuple[Path, pa.Table, list[NDArray[np.int64]]]]:
-    """Blocks with their token ids; no ids for shards that are there already."""
-    for path, table in blocks:
-        missing = not path.exists()
+    """Blocks with their token ids; no ids for shards that are there already or are another process's."""
+    for index, (path, table) in enumerate(blocks):
+        missing = index % world_size() == rank() and not path.exists()
         yield path, table, labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist()) if missing else []
 
 
@@ -200,26 +210,27 @@ def main() -> None:
     run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file, args.embedding_dim)
     retrieval_sets, _ = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)
     run.start()
     reduced = save_reduced_teacher(teacher, args, inputs)
-    ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
-    print(format_account(ceiling))
+    if rank() == 0:
+        ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
+        print(format_account(ceiling))
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
-    counts = {split: label_split(labeller, args, run, split) for split in ("validation", "train")}
+    for split in ("validation", "train"):
+        label_split(labeller, args, run, split)
 
-    files = {
-        path.name: {"rows": count_rows([path]), "hash": content_hash(path)}
-        for path in sorted(run.folder.glob("*.parquet"))
-    }
+    wait_for_all()
+    if rank() > 0:
+        return
     run.finish(
         {
             "ceiling": ceiling,
-            "counts": counts,
-            "files": files,
+            "counts": {split: count(run.folder, split) for split in ("validation", "train")},
+            "files": describe_shards(run.folder),
             **labeller.speed,
             "peak_memory_bytes": peak_memory_bytes(),
         }

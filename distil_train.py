@@ -4,6 +4,7 @@ In:   checkpoints/mlm (phase 3), data/distil and checkpoints/teacher (phase 4).
 Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card.
 
     python distil_train.py                                                      # one CUDA GPU
+    torchrun --nproc_per_node 4 distil_train.py                                 # four
     python distil_train.py --tokens_per_batch 4096 --eval_datasets <folder>     # a laptop without the hub
 
 The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
@@ -27,9 +28,10 @@ from modernbert_small.distillation import DistillationDataset, DistillationTrain
 from modernbert_small.evaluate import account, format_account, is_reduced_teacher
 from modernbert_small.hub import explain_load_errors
 from modernbert_small.models import load_sentence_transformer, require_finite
+from modernbert_small.processes import first_process_first, rank
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import split_files, tokenize_split
+from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,6 @@ def new_trainer(
 
 def save(args: DistilTrainArguments, student: SentenceTransformer, folder: Path, record: dict[str, Any]) -> None:
     """Write the final model and its card."""
-    require_finite(student, "the trained student")
     student.save_pretrained(str(folder), create_model_card=False)
     write_model_card(folder, args, record, student.get_embedding_dimension())
 
@@ -155,13 +156,14 @@ def main() -> None:
     run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     run.start()
     args.output_dir = str(run.folder)
-    train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
+    with first_process_first():
+        train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
 
     similarity = align(student, train_data, args.tokens_per_batch)
     logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
@@ -170,6 +172,9 @@ def main() -> None:
     measurements = train(trainer, run.folder, student[0].auto_model.config)
     trainer.evaluator = None  # the sets are compared next, with the teacher beside
     heldout_metrics = trainer.evaluate()
+    require_finite(student, "the trained student")
+    if rank() > 0:
+        return
     reduced = is_reduced_teacher(args.teacher_name_or_path)
     comparison = account(student, teacher, reduced, retrieval_sets, pair_sets)
     measurements |= {

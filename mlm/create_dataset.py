@@ -30,7 +30,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modernbert_small.artefacts import begin, content_hash
+from modernbert_small.artefacts import begin, describe_shards
 from modernbert_small.corpus import discard_spill, merge, spill_source, write_splits
 from modernbert_small.decontaminate import Contamination, evaluation_texts
 from modernbert_small.hub import load_tokenizer
@@ -136,17 +136,18 @@ def measure(
     duplicates: Mapping[str, int],
     contaminated: Mapping[str, int],
     by_source: list[dict[str, Any]],
-    files: Mapping[str, int],
     folder: Path,
 ) -> dict[str, Any]:
     """What run.json says about the corpus."""
+    files = describe_shards(folder)
     splits = {
-        split: sum(rows for name, rows in files.items() if name.startswith(split)) for split in ("train", "validation")
+        split: sum(file["rows"] for name, file in files.items() if name.startswith(split))
+        for split in ("train", "validation")
     }
     return {
         "rows": splits,
         "tokens": sum(entry["tokens"] for entry in by_source),
-        "files": {name: {"rows": rows, "hash": content_hash(folder / name)} for name, rows in files.items()},
+        "files": files,
         "by_source": by_source,
         "read": {name: {what: count[what] for what in ("rows", "texts")} for name, count in counts.items()},
         "dropped": {
@@ -226,7 +227,7 @@ def main() -> None:
     discard_spill(spill)
 
     by_source = tally.by_source([source.name for source in sources], chunker)
-    record = run.finish(measure(counts, duplicates, contaminated, by_source, files, run.folder))
+    record = run.finish(measure(counts, duplicates, contaminated, by_source, run.folder))
     print(format_report(record))
     logger.info("%s is ready in %.0f s; next: python mlm/init_model_mlm.py", run.output_dir, record["wall_seconds"])
 

@@ -4,6 +4,7 @@ In:   checkpoints/init (phase 2), data/corpus (phase 1).
 Out:  checkpoints/mlm, which ModernBertForMaskedLM.from_pretrained loads, with the Trainer's checkpoint-*.
 
     python mlm/pre_train.py                                        # one CUDA GPU
+    torchrun --nproc_per_node 4 mlm/pre_train.py                   # four; tokens_per_batch is each one's
     python mlm/pre_train.py --tokens_per_batch 4096 --max_steps 200   # a laptop
 
 30 % of the tokens are hidden, as ModernBERT does (https://arxiv.org/abs/2412.13663). Rows are packed, with
@@ -28,8 +29,9 @@ from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attentio
 from modernbert_small.hub import explain_load_errors, load_tokenizer
 from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
+from modernbert_small.processes import first_process_first, rank
 from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import split_files, tokenize_split
+from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
     flag = "--model_name_or_path"
     tokenizer = load_tokenizer(flag, args.model_name_or_path)
     with explain_load_errors(flag, args.model_name_or_path):
-        student = ModernBertForMaskedLM.from_pretrained(args.model_name_or_path)
+        student = ModernBertForMaskedLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
     if len(tokenizer) > student.config.vocab_size:
         raise UserError(
             f"{flag} {args.model_name_or_path}: the tokenizer has {len(tokenizer)} entries, the model's embeddings "
@@ -139,11 +141,12 @@ def main() -> None:
     run = begin("pre_train", output_dir, args.to_dict(), inputs, args.overwrite)
     if run is None:
         return
-    split_files(args.train_file, "train")
+    check_splits(args.train_file)
     student, tokenizer = load_student(args)
     run.start()
     args.output_dir = str(run.folder)
-    train_data, heldout = load_data(args, tokenizer)
+    with first_process_first():
+        train_data, heldout = load_data(args, tokenizer)
     trainer = MaskedLMTrainer(
         model=student,
         args=args,
@@ -155,6 +158,8 @@ def main() -> None:
     measurements = train(trainer, run.folder, student.config, args.mlm_probability)
     metrics = trainer.evaluate()
     require_finite(student, "the trained student")
+    if rank() > 0:
+        return
 
     student.save_pretrained(run.folder)
     tokenizer.save_pretrained(run.folder)

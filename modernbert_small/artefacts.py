@@ -19,14 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import xxhash
 
+from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
+_FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
 # Change how a run looks or where it runs, not what it makes.
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
@@ -49,13 +52,19 @@ class Run:
     _clock: float = field(default_factory=time.monotonic)
 
     def start(self) -> None:
-        """Make the folder to write in: empty, unless it holds this very run, interrupted."""
-        if self.resumed:
-            logger.info("going on with the interrupted run in %s", self.folder)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / RUN_FILE, self.record)
+        """Make the folder to write in: empty, unless it holds this very run, interrupted.
+
+        Of several processes the first does it, once all have looked at what was there.
+        """
+        wait_for_all()
+        if rank() == 0:
+            if self.resumed:
+                logger.info("going on with the interrupted run in %s", self.folder)
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RUN_FILE, self.record)
+        wait_for_all()
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
         """Write run.json and give the folder its final name; returns the record.
@@ -90,7 +99,8 @@ def begin(
         phase: the script's name.
         output_dir: the artefact's final folder.
         settings: resolved settings, JSON types.
-        inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash.
+        inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash, and an
+            earlier phase's shards must be those that it wrote.
         overwrite: replace a finished or half-finished artefact of other settings.
 
     Returns:
@@ -98,8 +108,10 @@ def begin(
 
     Raises:
         UserError: the artefact, or a half-finished one, was made with other settings or inputs, or
-            the folder holds something else.
+            the folder holds something else; or an input's shards are not those that its run.json names.
     """
+    if world_size() > 1 and phase in _FOR_ONE_PROCESS:
+        raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
     final = Path(output_dir)
     partial = final.with_name(final.name + ".partial")
     record = {
@@ -179,7 +191,41 @@ def write_json(path: Path, value: Any) -> None:
 def describe_input(path_or_id: str) -> dict[str, str]:
     """A local path with its content hash, or a hub id."""
     path = Path(path_or_id)
+    if (path / RUN_FILE).is_file():
+        check_shards(path)
     return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
+
+
+def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows and content hash of each Parquet file in a folder, for run.json."""
+    return {
+        file.name: {"rows": pq.read_metadata(file).num_rows, "hash": content_hash(file)}
+        for file in sorted(folder.glob("*.parquet"))
+    }
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a data folder whose shards are not those that its run.json names.
+
+    Raises:
+        UserError: shards that are missing, new or changed, all of them named.
+    """
+    files = read_run(folder).get("files")
+    written = files if isinstance(files, dict) else {}
+    found = {file.name: file for file in folder.glob("*.parquet")} if written else {}
+    wrong = {
+        "missing": sorted(written.keys() - found.keys()),
+        "not of this run": sorted(found.keys() - written.keys()),
+        "changed": sorted(
+            name for name in written.keys() & found.keys() if content_hash(found[name]) != written[name]["hash"]
+        ),
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise UserError(
+            f"{folder}: its shards are not those that {RUN_FILE} names ({listed}); expected one run's output, whole; "
+            "make it again with --overwrite"
+        )
 
 
 def content_hash(path: Path) -> str:

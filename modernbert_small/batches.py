@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+_NOT_THE_SHUFFLE = 1  # in a seed: another stream than that of the same epoch's shuffle
+
 
 class Batch(NamedTuple):
     """Rows of one batch.
 
-    seed: for what is drawn at random in the batch (the masks). weight: its rows over the mean of all
-    batches; a loss that is a mean over the batch's rows, times this, gives every row equal weight.
+    seed, position: for what is drawn at random, the masks: one number a token from the seed's stream, of which
+    the batch begins with number `position`. weight: its rows over the mean of all batches; a loss that is a
+    mean over the batch's rows, times this, gives every row equal weight.
     """
 
     rows: NDArray[np.int64]
     seed: tuple[int, ...]
     weight: float = 1.0
+    position: int = 0
 
 
 class PackedSampler(Sampler[Batch]):
@@ -32,7 +36,8 @@ class PackedSampler(Sampler[Batch]):
 
     Each batch holds tokens_per_batch on average (more when the corpus is too small for two batches) and
     differs from it by at most the longest row. With `world_size` processes the n batches are dealt in
-    turn; batch k of one process with budget w * b is the union of batches k*w .. k*w + w - 1 of budget b.
+    turn; batch k of one process with budget w * b is the union of batches k*w .. k*w + w - 1 of budget b,
+    with the same numbers drawn for each token.
 
     Args:
         lengths: (n_rows,) tokens of each row, all positive.
@@ -42,7 +47,7 @@ class PackedSampler(Sampler[Batch]):
         rank, world_size: this process and how many there are.
 
     Raises:
-        ValueError: a row longer than `tokens_per_batch`, or fewer tokens than one batch per process.
+        ValueError: a row longer than `tokens_per_batch`, or too few tokens for a batch per process.
     """
 
     def __init__(
@@ -57,8 +62,8 @@ class PackedSampler(Sampler[Batch]):
         longest, total = int(lengths.max()), int(lengths.sum())
         if longest > tokens_per_batch:
             raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than the longest row's {longest} tokens")
-        if len(lengths) < world_size:
-            raise ValueError(f"{len(lengths)} rows cannot be dealt to {world_size} processes")
+        if total < longest * world_size:  # or a batch might be empty
+            raise ValueError(f"{total} tokens in rows of up to {longest} cannot be dealt to {world_size} processes")
         self.lengths, self.seed, self.shuffle = lengths, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.n_batches = world_size * max(1, total // (tokens_per_batch * world_size))
@@ -78,10 +83,10 @@ class PackedSampler(Sampler[Batch]):
         starts = np.cumsum(self.lengths[order]) - self.lengths[order]
         total = int(self.lengths.sum())
         edges = np.searchsorted(starts, np.arange(self.n_batches + 1) * total / self.n_batches)
+        seed = (self.seed, self.epoch if self.shuffle else 0, _NOT_THE_SHUFFLE)
         for index in range(self.rank, self.n_batches, self.world_size):
             rows = order[edges[index] : edges[index + 1]]
-            seed = (self.seed, self.epoch if self.shuffle else 0, index)
-            yield Batch(rows, seed, len(rows) * self.n_batches / len(order))
+            yield Batch(rows, seed, len(rows) * self.n_batches / len(order), int(starts[edges[index]]))
 
 
 class PackedLoader(DataLoader):

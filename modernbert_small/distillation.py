@@ -1,11 +1,13 @@
 """Training a student on label vectors: memory-mapped labels, packed batches, mean squared error."""
 
 import logging
-import shutil
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -29,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 def new_student(model_name_or_path: str, max_seq_length: int) -> SentenceTransformer:
     """Encoder, mean pooling and Normalize: a SentenceTransformer whose vectors have length one."""
-    transformer = Transformer(model_name_or_path, max_seq_length=max_seq_length)
+    safely = {"use_safetensors": True}
+    transformer = Transformer(model_name_or_path, max_seq_length=max_seq_length, model_kwargs=safely)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], similarity_fn_name="cosine")
 
@@ -49,31 +52,39 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
 
 
 def _write_labels(path: Path, files: list[Path]) -> None:
+    """Copy labels to one array, streamed: a memory map on a full disk ends the process without a word."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = _checked_labels(files)
+    first = next(blocks, None)
+    if first is None:
+        raise UserError(f"{files[0].parent}: no rows")
+    header = {"descr": "<f2", "fortran_order": False, "shape": (count_rows(files), first.shape[1])}
     partial = path.with_suffix(".partial")
-    out: np.memmap | None = None
-    first = 0
+    with partial.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for labels in chain([first], blocks):
+            stream.write(labels.astype("<f2").tobytes())
+    partial.replace(path)
+
+
+def _checked_labels(files: list[Path]) -> Iterator[NDArray[np.floating]]:
+    """Labels (n, D) of some rows at a time, all of one width and of length one."""
+    rows, known_width = 0, None
     for table in read_table(files, ["label"]):
         column = table["label"].combine_chunks()
         width = getattr(column.type, "list_size", None)
-        if width is None or (out is not None and width != out.shape[1]):
+        if width is None or not pa.types.is_floating(column.type.value_type) or known_width not in (None, width):
             raise UserError(f"{files[0].parent}: label is {column.type}; expected fixed-size lists of one width")
         labels = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
         lengths = np.linalg.norm(labels.astype(np.float32), axis=1)
         bad = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))
         if len(bad):
             raise UserError(
-                f"{files[0].parent}: the label of row {first + bad[0]} has length {lengths[bad[0]]}, expected 1; "
+                f"{files[0].parent}: the label of row {rows + bad[0]} has length {lengths[bad[0]]}, expected 1; "
                 "make the labels again with create_distil_dataset.py"
             )
-        if out is None:
-            out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(count_rows(files), width))
-        out[first : first + len(labels)] = labels
-        first += len(labels)
-    if out is None:
-        raise UserError(f"{files[0].parent}: no rows")
-    out.flush()
-    shutil.move(partial, path)
+        rows, known_width = rows + len(labels), width
+        yield labels
 
 
 class DistillationDataset(Dataset):

@@ -59,6 +59,14 @@ def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], wi
     """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
     if embeddings.shape != (len(table), width):
         raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
+    lengths = np.linalg.norm(embeddings, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        text = table["text"][int(bad[0])].as_py()
+        raise UserError(
+            f"{path.name}: the teacher's vector of row {bad[0]} ({text[:60]!r}) has length {lengths[bad[0]]}, expected "
+            f"a finite one; {len(bad)} such rows in this shard; choose another --teacher_name_or_path"
+        )
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
@@ -123,6 +131,8 @@ class Labeller:
 
     def tokenize(self, texts: Sequence[str], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
         """Token ids of texts with their kind's prompt, in parallel."""
+        if unknown := set(kinds) - set(self.prompts):
+            raise UserError(f"column 'kind': found {unknown.pop()!r}, expected query or document")
         prompted = [self.prompts[kind] + text for text, kind in zip(texts, kinds, strict=True)]
         return [np.array(row.ids, np.int64) for row in self.encoder.encode_batch_fast(prompted)]
 

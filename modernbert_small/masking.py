@@ -37,28 +37,27 @@ def mask_tokens(
         mask_id: id of [MASK].
         vocab_size: random tokens are drawn below it.
         mlm_probability: share of the ordinary tokens to hide; 0.3 as in ModernBERT (arXiv:2412.13663).
-        rng: source of chance.
+        rng: source of chance; one number is drawn for each token.
 
     Returns:
         Input ids (T,) and labels (T,): the token where it is hidden, else IGNORED. At least one token is
         hidden if there is an ordinary one.
     """
-    ordinary = np.flatnonzero(~np.isin(tokens, special_ids))
-    hidden = ordinary[rng.random(len(ordinary)) < mlm_probability]
-    if not len(hidden):
-        hidden = ordinary[:1]
-    labels = np.full_like(tokens, IGNORED)
-    labels[hidden] = tokens[hidden]
-    fate = rng.random(len(hidden))
-    input_ids = tokens.copy()
-    input_ids[hidden[fate < 0.8]] = mask_id
-    random_ones = hidden[fate >= 0.9]
-    input_ids[random_ones] = rng.integers(0, vocab_size, len(random_ones))
+    ordinary = ~np.isin(tokens, special_ids)
+    # One number decides all about a token, so that its fate does not depend on what shares its batch.
+    fate = rng.random(len(tokens)) / mlm_probability
+    hidden = ordinary & (fate < 1)
+    if not hidden.any():
+        hidden[np.flatnonzero(ordinary)[:1]] = True
+    labels = np.where(hidden, tokens, IGNORED)
+    input_ids = np.where(hidden & (fate < 0.8), mask_id, tokens)
+    random_ones = hidden & (fate >= 0.9) & (fate < 1)
+    input_ids[random_ones] = np.minimum((fate[random_ones] - 0.9) * 10 * vocab_size, vocab_size - 1)
     return input_ids, labels
 
 
 class MaskedLMDataset(Dataset):
-    """Packed, masked batches of a token store; a batch's masks follow from its seed."""
+    """Packed, masked batches of a token store; masks follow from the batch's seed and position."""
 
     def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, mlm_probability: float) -> None:
         if tokenizer.mask_token_id is None:
@@ -73,7 +72,7 @@ class MaskedLMDataset(Dataset):
     def __getitems__(self, batch: Batch) -> dict[str, Tensor | int]:
         """Model inputs and labels (1, T) of a packed batch."""
         tokens, lengths = self.store.gather(batch.rows)
-        rng = np.random.default_rng(batch.seed)
+        rng = np.random.Generator(np.random.PCG64(batch.seed).advance(batch.position))
         input_ids, labels = mask_tokens(
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )

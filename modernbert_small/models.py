@@ -19,19 +19,20 @@ def load_encoder(flag: str, name_or_path: str) -> tuple[PreTrainedModel, bool]:
     with explain_load_errors(flag, name_or_path):
         try:
             model, info = AutoModelForMaskedLM.from_pretrained(
-                name_or_path, dtype=torch.float32, output_loading_info=True
+                name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
         except ValueError:  # an architecture without a masked-LM class
             model, info = None, {"missing_keys": ["all"]}
         if not info["missing_keys"]:
             return model, True
-        return AutoModel.from_pretrained(name_or_path, dtype=torch.float32), False
+        return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True), False
 
 
 def load_sentence_transformer(flag: str, name_or_path: str, device: str | None = None) -> SentenceTransformer:
-    """A SentenceTransformer folder or hub id; remote code stays off."""
+    """A SentenceTransformer folder or hub id, on this process's device; remote code and pickled weights stay off."""
     with explain_load_errors(flag, name_or_path):
-        return SentenceTransformer(name_or_path, device=device)
+        device = device or str(best_device())
+        return SentenceTransformer(name_or_path, device=device, model_kwargs={"use_safetensors": True})
 
 
 def best_device() -> torch.device:

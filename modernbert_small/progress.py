@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from modernbert_small.processes import rank
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30
@@ -22,7 +24,7 @@ class ProgressBar:
 
     def __init__(self, total: int, description: str, unit: str = "row") -> None:
         self.total, self.description, self.unit, self.done = total, description, unit, 0
-        self._bar = tqdm(total=total, desc=description, unit=unit, disable=None)
+        self._bar = tqdm(total=total, desc=description, unit=unit, disable=rank() > 0 or None)
         self._last_line, self._lines = time.monotonic(), 0
 
     def update(self, count: int, note: str = "") -> None:

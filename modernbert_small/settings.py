@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -19,10 +20,20 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from modernbert_small.processes import is_lost_process, rank, world_size
+
 logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments")
 
 SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# How the libraries that write weights and arrays say so: safetensors and tokenizers (Rust), torch.save, NumPy.
+_NO_SPACE_WORDS = (
+    *("os error 28", "os error 27", "os error 122"),
+    *("PytorchStreamWriter failed", "unexpected pos", "requested and"),
+)
 
 
 class UserError(Exception):
@@ -159,36 +170,60 @@ def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and turn what can go wrong into one line and an exit status.
 
-    2: the user can put it right. 130, 143: SIGINT, SIGTERM. 1: the disk is full. Anything else is
-    a defect of this project and keeps its traceback.
+    2: the user can put it right. 130, 143: SIGINT, SIGTERM. 1: the disk is full, or another process of this
+    run ended. Anything else is a defect of this project and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpcore", "sentence_transformers", "datasets", "accelerate", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the first process says it for all
     hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, raise_stop)
+    signal.signal(signal.SIGINT, raise_stop)
     status = 0
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except (KeyboardInterrupt, Terminated) as stop:
-        status = 130 if isinstance(stop, KeyboardInterrupt) else 143
-        print(f"stopped; go on with: python {shlex.join(sys.argv)}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except (UserError, KeyboardInterrupt, Terminated) as stop:
+        status = {KeyboardInterrupt: 130, Terminated: 143}.get(type(stop), 2)
+        if status == 2:
+            print(f"error: {stop}", file=sys.stderr)
+        elif rank() == 0:
+            print(f"stopped; go on with: {_command()}", file=sys.stderr)
+    except Exception as error:
+        remedy = _remedy(error)
+        if remedy is None:
             raise
-        print(
-            f"error: {error.strerror}: {error.filename or 'output'}; free some space, then run the same command again",
-            file=sys.stderr,
-        )
+        print(f"error: {remedy}: {_command()}", file=sys.stderr)
         status = 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all when one has ended
     sys.stdout.flush()
     sys.exit(status)
 
 
-def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
-    raise Terminated(143)
+def raise_stop(number: int, _frame: object) -> NoReturn:
+    """Handle SIGINT or SIGTERM by an exception where the program stands, so that what is open gets closed."""
+    if number == signal.SIGTERM:
+        raise Terminated(143)
+    raise KeyboardInterrupt
+
+
+def _command() -> str:
+    """What was typed, to be typed again."""
+    launcher = f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}" if world_size() > 1 else "python"
+    return f"{launcher} {shlex.join(sys.argv)}"
+
+
+def _remedy(error: Exception) -> str | None:
+    """What to do about an error that is not of this project's making, None if it is not known."""
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return f"{error.strerror}: {error.filename or 'output'}; free some space, then go on with"
+    if any(words in text for words in _NO_SPACE_WORDS):
+        return f"no space left for the output ({text}); free some space, then go on with"
+    if is_lost_process(error):
+        return "another process of this run has ended; what was saved is kept; go on with"
+    return None

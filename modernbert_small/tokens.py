@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from modernbert_small.settings import UserError
 logger = logging.getLogger(__name__)
 
 _ROWS_PER_READ = 16_384
+_TEXT_COLUMNS = ("text", "sentence", "source", "kind")
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,38 @@ def split_files(data: str | Path, split: str, flag: str = "--train_file") -> lis
     return files
 
 
+def check_splits(data: str | Path, least_rows: int = 1, flag: str = "--train_file") -> None:
+    """See that a data folder has both splits, whole and not empty, before anything is loaded.
+
+    Args:
+        data: folder of Parquet shards.
+        least_rows: of the train split.
+        flag: named in errors.
+
+    Raises:
+        UserError: what `split_files` finds, a file that is not whole Parquet, or a split with too few rows.
+    """
+    for split, least in (("train", least_rows), ("validation", 1)):
+        rows = count_rows(split_files(data, split, flag))
+        if rows < least:
+            raise UserError(f"{flag} {data}: its {split} split has {rows} rows, expected at least {least}")
+
+
 def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_PER_READ) -> Iterator[pa.Table]:
     """Some columns of Parquet files, some rows at a time.
 
     Raises:
-        UserError: a file that is not whole Parquet, a missing column, or a null.
+        UserError: a file that is not whole Parquet, a missing column, text that is not of strings, or a null.
     """
     for file in files:
-        try:
-            parquet = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: not a whole Parquet file ({error}); make it again") from error
-        with parquet:
+        with _explained(file), pq.ParquetFile(file) as parquet:
+            schema, position = parquet.schema_arrow, 0
             for column in columns:
-                if column not in parquet.schema_arrow.names:
-                    raise UserError(f"{file}: no column {column!r}; found {', '.join(parquet.schema_arrow.names)}")
-            position = 0
+                if column not in schema.names:
+                    raise UserError(f"{file}: no column {column!r}; found {', '.join(schema.names)}")
+                kind = schema.field(column).type
+                if column in _TEXT_COLUMNS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise UserError(f"{file}: column {column!r} is of {kind}, expected string")
             for batch in parquet.iter_batches(rows, columns=list(columns)):
                 for column in columns:
                     if batch[column].null_count:
@@ -104,7 +122,21 @@ def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_
 
 def count_rows(files: Sequence[Path]) -> int:
     """Rows of Parquet files, from their footers."""
-    return sum(pq.read_metadata(file).num_rows for file in files)
+    rows = 0
+    for file in files:
+        with _explained(file):
+            rows += pq.read_metadata(file).num_rows
+    return rows
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Say of a broken Parquet file which it is."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not a whole Parquet file ({reason}); make it again") from error
 
 
 def tokenize_split(

@@ -1,29 +1,39 @@
 """What phases 3 and 5 add to transformers' Trainer: packed batches, progress in tokens, safe resuming."""
 
-import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ModernBertConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from modernbert_small.attention import choose_attn_implementation
 from modernbert_small.batches import PackedLoader, PackedSampler
+from modernbert_small.checkpoints import StopOnSignal, last_whole_checkpoint
 from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
-from modernbert_small.models import best_device, has_bf16, peak_memory_bytes
+from modernbert_small.models import best_device, has_bf16, peak_memory_bytes, require_finite
+from modernbert_small.processes import any_process, wait_for_all
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
 
 logger = logging.getLogger(__name__)
+
+_MAX_SKIPPED_IN_A_ROW = 10
+_UNFINISHED = "checkpoint.partial"
 
 
 class _PackedDataset(Protocol):
@@ -31,14 +41,22 @@ class _PackedDataset(Protocol):
 
 
 class PackedTrainerMixin:
-    """Loads packed batches of about `args.tokens_per_batch` tokens from datasets that have a `store`.
+    """Packed batches of about `args.tokens_per_batch` tokens from datasets that have a `store`; finite, whole states.
 
+    A step whose loss or gradient is not finite is not applied, and a checkpoint has its name when it is whole.
     Mixed in before Trainer or SentenceTransformerTrainer.
     """
 
+    accelerator: Any
     args: Any
-    train_dataset: Any
+    control: Any
     eval_dataset: Any
+    model: Any
+    state: Any
+    train_dataset: Any
+    _push_from_checkpoint: Any
+    _losses_are_finite = True  # of the step in progress
+    _skipped_in_a_row = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """Every row once an epoch, shuffled, dealt to the processes."""
@@ -63,15 +81,98 @@ class PackedTrainerMixin:
             self.args.lr_scheduler_kwargs = given
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward; when a step's gradients are complete, they are dropped if not all is finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self._losses_are_finite &= bool(torch.isfinite(loss))
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None:  # fp16's scaler skips by itself
+            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            is_sound = self._losses_are_finite and bool(torch.isfinite(get_total_norm(gradients)))
+            self._losses_are_finite = True
+            self._skipped_in_a_row += 1
+            if any_process(not is_sound):
+                model.zero_grad()  # to None, which optimisers pass over
+                self._note_skipped_step(loss)
+            else:
+                self._skipped_in_a_row = 0
+        return loss
+
+    def _note_skipped_step(self, loss: torch.Tensor) -> None:
+        """Count the step in progress, say which rows it was made of, give up after too many in a row."""
+        step = self.state.global_step + 1
+        self.state.log_history.append({"step": step, "skipped_steps": 1})  # which checkpoints keep
+        rows = ", ".join(map(str, self._rows_in_progress()))
+        what = f"loss {loss.item():.4g}, or its gradient, is not finite"
+        logger.warning("step %d is not applied: %s; rows %s of the training split", step, what, rows)
+        if self._skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"step {step}: loss or gradient not finite {self._skipped_in_a_row} times in a row; {self._last_good()}"
+            )
+
+    def _rows_in_progress(self) -> NDArray[np.int64]:
+        """The rows of this process in the step in progress."""
+        sampler, accumulated = self._sampler(self.train_dataset, True), self.args.gradient_accumulation_steps
+        epoch, step = divmod(self.state.global_step, math.ceil(len(sampler) / accumulated))
+        sampler.set_epoch(epoch)
+        batches = islice(sampler, step * accumulated, (step + 1) * accumulated)
+        return np.concatenate([batch.rows for batch in batches])
+
+    def _last_good(self) -> str:
+        checkpoint = last_whole_checkpoint(Path(self.args.output_dir))
+        return f"last good checkpoint: {checkpoint}; lower learning_rate and pass --overwrite, or look at those rows"
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; nothing if training was resumed from its last step, where the Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint aside and rename it when all processes are done; then remove old ones."""
+        try:
+            require_finite(self.model, f"step {self.state.global_step}")
+        except UserError as error:
+            raise UserError(f"{error}; {self._last_good()}") from error
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        aside = folder / _UNFINISHED
+        changed = {"output_dir": str(aside), "save_total_limit": None, "push_to_hub": False}
+        asked = {setting: getattr(self.args, setting) for setting in changed}
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        wait_for_all()
+        vars(self.args).update(changed)
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            vars(self.args).update(asked)
+        wait_for_all()
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if best.name == name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+            if (folder / name).exists():  # saved at the step's end, and now at the epoch's
+                (folder / name).rename(aside / "earlier")
+            (aside / name).rename(folder / name)
+            shutil.rmtree(aside)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
+
     def _sampler(self, dataset: _PackedDataset, shuffle: bool) -> PackedSampler:
-        return PackedSampler(
-            dataset.store.lengths,
-            self.args.tokens_per_batch,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            shuffle,
-            self.args.process_index,
-            self.args.world_size,
-        )
+        try:
+            return PackedSampler(
+                dataset.store.lengths,
+                self.args.tokens_per_batch,
+                self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                shuffle,
+                self.args.process_index,
+                self.args.world_size,
+            )
+        except ValueError as error:
+            raise UserError(f"--train_file: {error}; use fewer processes or more text") from error
 
 
 class Progress(TrainerCallback):
@@ -169,7 +270,8 @@ def use_progress(trainer: Any, sampler: PackedSampler, flops_per_token: float) -
 
 
 def resolve_hardware(args: TrainingArguments) -> None:
-    """The CPU where there is no CUDA; bf16 unless told otherwise, where the hardware has it.
+    """The CPU where there is no CUDA; bf16 unless told otherwise, where the hardware has it; no search by DDP for
+    parameters without gradient, of which there are none.
 
     Called before TrainingArguments checks itself.
     """
@@ -179,6 +281,8 @@ def resolve_hardware(args: TrainingArguments) -> None:
     if args.torch_compile:  # a layer at a time and for any length: whole models compile anew for each batch
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
 
 
 def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
@@ -196,6 +300,10 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
         )
     if args.per_device_train_batch_size != 8:
         found.append("per_device_train_batch_size: batches are counted in tokens here; use tokens_per_batch")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        found.append(f"num_train_epochs: {args.num_train_epochs}, expected more than 0")
+    if args.gradient_accumulation_steps < 1:
+        found.append(f"gradient_accumulation_steps: {args.gradient_accumulation_steps}, expected at least 1")
     if args.max_seq_length < 8:
         found.append(f"max_seq_length: {args.max_seq_length}, expected at least 8")
     try:
@@ -213,22 +321,6 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
     if args.learning_rate <= 0:
         found.append(f"learning_rate: {args.learning_rate}, expected more than 0")
     return found
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest `checkpoint-*` that was written to its end, None if there is none.
-
-    The Trainer writes trainer_state.json after weights, optimiser, schedule and random state.
-    """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is half-written and left out", path)
-            continue
-        return str(path)
-    return None
 
 
 def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
@@ -249,18 +341,23 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
     sampler = trainer.get_train_dataloader().batch_sampler
     flops = training_flops_per_token(config, sampler.lengths, predicted_share)
     progress = use_progress(trainer, sampler, flops)
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     if not math.isfinite(result.training_loss):
         raise UserError(f"training loss is {result.training_loss}; lower learning_rate and run again with --overwrite")
     history = [
         {key: value for key, value in entry.items() if _is_finite_number(value)} for entry in trainer.state.log_history
     ]
+    losses = [entry["loss"] for entry in history if "loss" in entry]  # before an interruption too
     return {
         "steps": trainer.state.global_step,
-        "train_loss": round(result.training_loss, 6),
+        "skipped_steps": sum("skipped_steps" in entry for entry in history),
+        "train_loss": round(sum(losses) / len(losses) if losses else result.training_loss, 6),
         "train_tokens_per_second": round(progress.tokens_per_second),
         "train_flops_per_token": round(flops),
         "mfu": progress.mfu,

@@ -1,16 +1,19 @@
 """Artefact folders: whole or not there, made once, never replaced unasked."""
 
 import json
+import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from modernbert_small.artefacts import begin, content_hash, read_run
+from modernbert_small.artefacts import begin, content_hash, describe_shards, read_run
 from modernbert_small.settings import UserError
 
 
-def make(folder, text="made", settings=None, inputs=None, overwrite=False):
+def make(folder, text="made", settings=None, inputs=None, overwrite=False, phase="phase"):
     """A phase that writes one file."""
-    run = begin("phase", str(folder), settings or {"seed": 1}, inputs or {}, overwrite)
+    run = begin(phase, str(folder), settings or {"seed": 1}, inputs or {}, overwrite)
     if run is not None:
         run.start()
         (run.folder / "out.txt").write_text(text)
@@ -63,6 +66,48 @@ def test_a_changed_input_is_noticed(tmp_path):
     data.write_text("two")
     with pytest.raises(UserError, match="corpus:"):
         make(tmp_path / "out", inputs={"corpus": str(data)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "train-00001-of-00002.parquet").unlink(), "missing: train-00001-of-00002.parquet"),
+        (
+            lambda folder: shutil.copy(folder / "train-00000-of-00002.parquet", folder / "train-9.parquet"),
+            "not of this run: train-9.parquet",
+        ),
+        (
+            lambda folder: shutil.copy(
+                folder / "train-00000-of-00002.parquet", folder / "train-00001-of-00002.parquet"
+            ),
+            "changed: train-00001-of-00002.parquet",
+        ),
+    ],
+)
+def test_a_mix_of_two_runs_is_refused(tmp_path, change, said):
+    data = tmp_path / "data"
+    run = begin("create_dataset", str(data), {}, {})
+    run.start()
+    for index in range(2):
+        pq.write_table(pa.table({"text": [f"text {index}"] * 3}), run.folder / f"train-0000{index}-of-00002.parquet")
+    run.finish({"files": describe_shards(run.folder)})
+    assert {name: file["rows"] for name, file in read_run(data)["files"].items()} == {
+        "train-00000-of-00002.parquet": 3,
+        "train-00001-of-00002.parquet": 3,
+    }
+    make(tmp_path / "out", inputs={"corpus": str(data)})
+    change(data)
+    with pytest.raises(UserError, match=said):
+        begin("pre_train", str(tmp_path / "other"), {}, {"corpus": str(data)})
+    assert not (tmp_path / "other.partial").exists()
+    (data / "run.json").unlink()  # somebody's own files
+    assert begin("pre_train", str(tmp_path / "other"), {}, {"corpus": str(data)}) is not None
+
+
+def test_a_phase_for_one_process_refuses_two(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="create_dataset is work for one process, found 2; start it with python"):
+        make(tmp_path / "out", phase="create_dataset")
 
 
 def test_foreign_files_are_not_touched(tmp_path):

@@ -59,6 +59,10 @@ def test_processes_share_one_epoch(world_size: int, epoch: int) -> None:
         part.set_epoch(epoch)
     for together, *separate in zip(whole, *parts, strict=True):
         assert list(together.rows) == [row for batch in separate for row in batch.rows]
+        drawn = 0
+        for batch in separate:
+            assert (batch.seed, batch.position) == (together.seed, together.position + drawn)
+            drawn += lengths[batch.rows].sum()
 
 
 def test_a_row_longer_than_a_batch_is_refused() -> None:

@@ -40,6 +40,17 @@ def test_the_same_seed_hides_the_same_tokens() -> None:
     assert (first[1] == second[1]).all()
 
 
+def test_a_tokens_fate_does_not_depend_on_its_batch() -> None:
+    tokens = np.random.default_rng(0).integers(0, 1000, 300)
+
+    def masked(first: int, last: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.PCG64((4, 0, 1)).advance(first))
+        return np.stack(mask_tokens(tokens[first:last], SPECIAL, MASK, VOCABULARY, 0.3, rng))
+
+    parts = np.concatenate([masked(0, 70), masked(70, 71 + 100), masked(171, 300)], axis=1)
+    assert (parts == masked(0, 300)).all()
+
+
 @pytest.mark.parametrize("at_a_time", [1, 40, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_and_gradient_are_torchs(monkeypatch, at_a_time, dtype) -> None:

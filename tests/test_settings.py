@@ -4,13 +4,20 @@ import dataclasses
 import errno
 import inspect
 import os
+import resource
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import ROOT, SCRIPTS, load_script, run_in_process
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from modernbert_small.settings import SECTIONS, UserError, parse_settings, read_recipe, run_script
 
@@ -48,10 +55,11 @@ class Toy:
 
 @pytest.fixture
 def handler():
-    """run_script installs a signal handler; put the earlier one back."""
-    earlier = signal.getsignal(signal.SIGTERM)
+    """run_script installs signal handlers; put the earlier ones back."""
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, earlier)
+    for number, installed in earlier.items():
+        signal.signal(number, installed)
 
 
 def parse(*argv):
@@ -127,6 +135,33 @@ def test_exit_status(raised, status, said, capsys, handler):
         run_script(main)
     assert stop.value.code == status
     assert said in capsys.readouterr().err
+
+
+WRITERS = {
+    "a file": lambda path: path.write_bytes(bytes(5000)),
+    "parquet": lambda path: pq.write_table(pa.table({"x": np.random.default_rng(0).random(5000)}), path),
+    "safetensors": lambda path: save_file({"x": torch.zeros(5000)}, path),
+    "torch.save": lambda path: torch.save({"x": torch.zeros(5000)}, path),
+    "numpy": lambda path: np.save(path, np.zeros(5000)),
+    "a tokenizer": lambda path: Tokenizer(models.WordLevel({str(i): i for i in range(999)}, unk_token="0")).save(
+        str(path)
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_full_disk_is_one_line(write, tmp_path, capsys, handler):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_script(lambda: write(tmp_path / "out.npy"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "free some space, then go on with: python " in line
 
 
 def test_sigterm_ends_with_143(capsys, handler):

@@ -1,18 +1,26 @@
 """Training that is interrupted and goes on ends where undisturbed training ends."""
 
 import json
+import logging
 import math
+import os
+import re
+import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from helpers import SENTENCES, load_script, tiny_modernbert, tiny_tokenizer
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
-from modernbert_small.settings import UserError, parse_settings
-from modernbert_small.training import last_whole_checkpoint
+from modernbert_small import training
+from modernbert_small.batches import PackedSampler
+from modernbert_small.checkpoints import last_whole_checkpoint
+from modernbert_small.settings import Terminated, UserError, parse_settings
+from modernbert_small.tokens import tokenize_split
 
 SCRIPT = "mlm/pre_train.py"
 
@@ -23,7 +31,7 @@ class KilledError(Exception):
 
 @pytest.fixture
 def phase3(tmp_path, monkeypatch):
-    """Calls phase 3's main on a tiny corpus, optionally ended after some steps."""
+    """Calls phase 3's main on a tiny corpus, optionally ended after some steps or with a callback of the test's."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -35,7 +43,7 @@ def phase3(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = load_script(SCRIPT)
 
-    def call(output, stop_after=None, *flags):
+    def call(output, stop_after=None, *flags, callback=None):
         defaults = ["--model_name_or_path", "init", "--train_file", "corpus", "--max_seq_length", "32"]
         defaults += ["--tokens_per_batch", "128", "--num_train_epochs", "2", "--save_steps", "4", "--report_to", "none"]
         defaults += ["--eval_steps", "1000", "--learning_rate", "1e-2"]
@@ -50,7 +58,7 @@ def phase3(tmp_path, monkeypatch):
         monkeypatch.setattr(
             module,
             "Perplexity",
-            lambda original=module.Perplexity: Stop() if stop_after else original(),
+            lambda original=module.Perplexity: callback or (Stop() if stop_after else original()),
         )
         try:
             module.main()
@@ -62,6 +70,21 @@ def phase3(tmp_path, monkeypatch):
     return call
 
 
+def on(event, action):
+    """A callback that does one thing."""
+    return type("On", (TrainerCallback,), {event: lambda self, args, state, control, **others: action(state, others)})()
+
+
+def assert_equal_weights(*folders):
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    for name in first:
+        np.testing.assert_allclose(first[name].float(), second[name].float(), atol=1e-4, err_msg=name)
+
+
+def kill(*_arguments, **_named):
+    raise KilledError
+
+
 def test_killed_and_resumed_equals_undisturbed(phase3, tmp_path):
     whole = phase3("whole")
     with pytest.raises(KilledError):
@@ -69,13 +92,14 @@ def test_killed_and_resumed_equals_undisturbed(phase3, tmp_path):
     assert not (tmp_path / "stopped").exists()
     partial = tmp_path / "stopped.partial"
     assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
-    shutil.copytree(partial / "checkpoint-4", partial / "checkpoint-6")
-    (partial / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 1')  # killed while it was written
+    for name in ("trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        shutil.rmtree(partial / "checkpoint-6", ignore_errors=True)
+        shutil.copytree(partial / "checkpoint-4", partial / "checkpoint-6")
+        os.truncate(partial / "checkpoint-6" / name, (partial / "checkpoint-6" / name).stat().st_size // 2)
+        assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4"), name
     stopped = phase3("stopped")
 
-    a, b = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
-    for name in a:
-        np.testing.assert_allclose(a[name].float(), b[name].float(), atol=1e-4, err_msg=name)
+    assert_equal_weights(whole, stopped)
     records = [json.loads((folder / "run.json").read_text()) for folder in (whole, stopped)]
     assert records[0]["steps"] == records[1]["steps"]
     assert records[0]["heldout_mlm_loss"] == pytest.approx(records[1]["heldout_mlm_loss"], abs=1e-4)
@@ -83,6 +107,153 @@ def test_killed_and_resumed_equals_undisturbed(phase3, tmp_path):
     assert records[0]["padding_share"] == 0
     assert records[0]["train_tokens_per_second"] > 0
     assert not partial.exists()
+
+
+def test_killed_at_every_point_of_a_checkpoint(phase3, tmp_path, monkeypatch):
+    whole = phase3("whole")
+
+    def in_step_8(original):
+        def replaced(self, *args, **named):
+            return kill() if getattr(self, "state", self).global_step == 8 else original(self, *args, **named)
+
+        return replaced
+
+    def after_step_8(original):
+        def replaced(folder, *args):
+            return kill() if (tmp_path / folder / "checkpoint-8").exists() else original(folder, *args)
+
+        return replaced
+
+    for where, name, killing, step in (
+        (Trainer, "save_model", in_step_8, 4),
+        (Trainer, "_save_optimizer_and_scheduler", in_step_8, 4),
+        (Trainer, "_save_rng_state", in_step_8, 4),
+        (TrainerState, "save_to_json", in_step_8, 4),
+        (training, "rotate_checkpoints", after_step_8, 8),
+    ):
+        monkeypatch.setattr(where, name, killing(getattr(where, name)))
+        with pytest.raises(KilledError):
+            phase3("stopped")
+        partial = tmp_path / "stopped.partial"
+        assert last_whole_checkpoint(partial) == str(partial / f"checkpoint-{step}"), name
+    assert_equal_weights(whole, phase3("stopped"))
+    assert not list((tmp_path / "stopped").glob("*.partial"))
+
+
+def test_killed_at_the_very_end_makes_no_step_more(phase3):
+    whole = phase3("whole", None, "--max_steps", "7")
+    with pytest.raises(KilledError):
+        phase3("stopped", None, "--max_steps", "7", callback=on("on_train_end", kill))
+    stopped = phase3("stopped", None, "--max_steps", "7")
+    assert json.loads((stopped / "run.json").read_text())["steps"] == 7
+    assert_equal_weights(whole, stopped)
+
+
+def test_a_signal_saves_before_it_stops(phase3, tmp_path):
+    whole = phase3("whole")
+    partial = tmp_path / "stopped.partial"
+    for number, raised, step in ((signal.SIGTERM, Terminated, 5), (signal.SIGINT, KeyboardInterrupt, 9)):
+
+        def send(state, _others, number=number, step=step):
+            if state.global_step == step:
+                os.kill(os.getpid(), number)
+
+        with pytest.raises(raised):
+            phase3("stopped", callback=on("on_step_begin", send))
+        assert last_whole_checkpoint(partial) == str(partial / f"checkpoint-{step + 1}")
+    assert_equal_weights(whole, phase3("stopped"))
+
+
+def test_a_second_signal_stops_at_once(phase3, tmp_path):
+    def send_twice(state, _others):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        phase3("stopped", callback=on("on_step_begin", send_twice))
+    partial = tmp_path / "stopped.partial"
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(phase3):
+    """Evaluations made to get worse: the first is the best."""
+    worse = on("on_evaluate", lambda state, others: others["metrics"].update(eval_loss=float(state.global_step)))
+    flags = ["--eval_steps", "4", "--load_best_model_at_end", "true", "--metric_for_best_model", "loss"]
+    out = phase3("out", None, *flags, "--max_steps", "12", "--num_train_epochs", "9", callback=worse)
+    assert {path.name for path in out.glob("checkpoint*")} == {"checkpoint-4", "checkpoint-12"}
+    assert_equal_weights(out, out / "checkpoint-4")
+    state = json.loads((out / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("out.partial/checkpoint-4")
+
+
+def poisoned(kind, first, last):
+    """Phase 3's loss, of which some calls give a loss or a gradient that is not finite."""
+    original, calls = load_script(SCRIPT).masked_cross_entropy, 0
+
+    def loss_function(logits, labels, vocab_size, **others):
+        nonlocal calls
+        calls += 1
+        is_bad = first <= calls <= last and logits.requires_grad
+        if is_bad and kind == "gradient":
+            logits.register_hook(lambda gradient: gradient * math.inf)
+        return original(logits, labels, vocab_size, **others) * (math.nan if is_bad and kind == "loss" else 1)
+
+    return loss_function
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_applied(phase3, tmp_path, monkeypatch, caplog, kind):
+    def drop(state, others):
+        if state.global_step == 3:
+            others["optimizer"].zero_grad()
+
+    without = phase3("without", callback=on("on_pre_optimizer_step", drop))
+    monkeypatch.setattr(load_script(SCRIPT), "masked_cross_entropy", poisoned(kind, 4, 4))
+    with caplog.at_level(logging.WARNING):
+        out = phase3("out")
+    assert_equal_weights(without, out)
+    assert json.loads((out / "run.json").read_text())["skipped_steps"] == 1
+    (said,) = [message for message in caplog.messages if "is not applied" in message]
+    store = tokenize_split(tmp_path / "corpus", "train", "text", tiny_tokenizer(tmp_path / "init"), 32)
+    rows = list(PackedSampler(store.lengths, 128, 42))[3].rows
+    assert "step 4 is not applied: loss " in said
+    assert re.search(r"rows ([\d, ]+) of", said)[1] == ", ".join(map(str, rows))
+
+
+def test_too_many_in_a_row_end_the_run_and_name_the_last_good_checkpoint(phase3, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_script(SCRIPT), "masked_cross_entropy", poisoned("loss", 6, 99))
+    with pytest.raises(UserError, match=r"step 16: .* 11 times in a row; last good checkpoint: .*checkpoint-12;"):
+        phase3("out", None, "--num_train_epochs", "9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_never_of_weights_that_are_not_finite(phase3, tmp_path):
+    def spoil(state, others):
+        if state.global_step == 8:
+            others["model"].head.dense.weight.data[0, 0] = math.nan
+
+    with pytest.raises(UserError, match=r"step 8: weight head.dense.weight .*last good checkpoint: .*checkpoint-4;"):
+        phase3("out", callback=on("on_step_end", spoil))
+    assert not (tmp_path / "out.partial" / "checkpoint-8").exists()
+
+
+def test_a_full_disk_at_a_checkpoint_loses_nothing_that_was_complete(phase3, tmp_path):
+    whole = phase3("whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(state, _others):
+        if state.global_step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+
+    try:
+        with pytest.raises(Exception, match=r"File too large|failed writing|unexpected pos"):
+            phase3("full", callback=on("on_step_end", fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    partial = tmp_path / "full.partial"
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
+    assert_equal_weights(whole, phase3("full"))
 
 
 def test_stable_adamw_and_the_trapezoidal_schedule(phase3):

@@ -1,0 +1,114 @@
+"""Two processes under torchrun do what one does with the same total batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import ROOT, SENTENCES, load_script, tiny_modernbert, tiny_sentence_transformer
+from safetensors.torch import load_file
+from test_retrieval import write_set
+
+LAUNCH = ROOT / "tests" / "launch.py"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny corpus, student and teacher."""
+    folder = tmp_path_factory.mktemp("processes")
+    teacher = tiny_sentence_transformer(folder / "small", "bert", width=24)
+    tiny_modernbert(folder / "init", teacher.tokenizer)
+    teacher.tokenizer.save_pretrained(folder / "init")
+    write_set(folder / "evaluation")
+    rng = np.random.default_rng(0)
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    texts = [" ".join(rng.choice(words, rng.integers(3, 25))) for _ in range(120)]
+    (folder / "corpus").mkdir()
+    for split, rows in (("train", texts[:100]), ("validation", texts[100:])):
+        table = pa.table({"text": rows, "source": ["own"] * len(rows), "kind": ["document"] * len(rows)})
+        pq.write_table(table, folder / "corpus" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def jobs(out, tokens_per_batch, labels=None):
+    """Phases 4, 3 and 5; phase 5 on `labels`, its own by default."""
+    training = ["--max_seq_length", "64", "--num_train_epochs", "2", "--tokens_per_batch", str(tokens_per_batch)]
+    training += ["--save_steps", "4", "--eval_steps", "4", "--logging_steps", "1", "--report_to", "none"]
+    training += ["--learning_rate", "5e-3", "--bf16", "false"]
+    phase_4 = ["--teacher_name_or_path", "small/teacher", "--train_file", "corpus", "--embedding_dim", "16"]
+    phase_4 += ["--pca_sample_size", "50", "--output_dir", f"{out}/distil", "--teacher_output_dir", f"{out}/teacher"]
+    labels = labels or out
+    data = ["--train_file", f"{labels}/distil", "--teacher_name_or_path", f"{labels}/teacher"]
+    phase_5 = [*data, "--model_name_or_path", "init", "--eval_datasets", "evaluation", "--output_dir", f"{out}/model"]
+    phase_3 = ["--train_file", "corpus", "--model_name_or_path", "init", "--output_dir", f"{out}/mlm"]
+    return [
+        [PHASE_4, {"ROWS_PER_SHARD": 16}, phase_4],
+        [PHASE_3, {}, phase_3 + training],
+        [PHASE_5, {}, phase_5 + training],
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_and_two(folder):
+    """The phases' output by one process and by two."""
+    (folder / "one.json").write_text(json.dumps(jobs("one", 256)))
+    (folder / "two.json").write_text(json.dumps(jobs("two", 128, "one")))
+    for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        command = [*launcher, LAUNCH, f"{name}.json"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "one", folder / "two"
+
+
+def test_labels_are_the_same_bytes(one_and_two):
+    one, two = one_and_two
+    files = sorted(path.relative_to(one) for path in one.glob("distil/*.parquet"))
+    assert len(files) == 9
+    for file in [*files, *(path.relative_to(one) for path in one.glob("teacher/**/*.safetensors"))]:
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    records = [json.loads((out / "distil" / "run.json").read_text()) for out in one_and_two]
+    assert records[0]["files"] == records[1]["files"]
+    assert records[0]["counts"] == records[1]["counts"]
+
+
+@pytest.mark.parametrize(("phase", "heldout"), [("mlm", "heldout_mlm_loss"), ("model", "heldout_similarity")])
+def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
+    records = [json.loads((out / phase / "run.json").read_text()) for out in one_and_two]
+    curves = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in records]
+    assert len(curves[0]) > 10
+    assert len(set(curves[0])) > 10
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    assert records[0]["rows"] == records[1]["rows"]
+    assert records[0][heldout] == pytest.approx(records[1][heldout], rel=1e-2)  # means over other batches
+    one, two = (load_file(out / phase / "model.safetensors") for out in one_and_two)
+    for name, weight in one.items():
+        np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
+
+
+def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):
+    _, flags = next((constants, flags) for script, constants, flags in jobs("lost", 128) if script == PHASE_3)
+    flags = [*flags, "--num_train_epochs", "500", "--logging_steps", "1000", "--eval_steps", "10000"]
+    run = subprocess.Popen(
+        [*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    partial = folder / "lost" / "mlm.partial"
+    while not list(partial.glob("checkpoint-*")) and run.poll() is None:
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "another process of this run has ended; what was saved is kept; go on with: torchrun --nproc" in line
+    assert load_script(PHASE_3)
+    from modernbert_small.checkpoints import last_whole_checkpoint
+
+    assert last_whole_checkpoint(partial) is not None
