@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from string import Template
 from typing import Any
 
-Cell = Any  # text, a number that is formatted already, or Html
-
-_NUMBER = re.compile(r"[-−≈]?\d[\d,.]*(\s?[%a-zA-Z×/]+)?(\s\(.*\))?")
+_NUMBER = re.compile(r"-?\d[\d,.]*(\s[%a-zA-Z]+)?")
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -77,12 +75,18 @@ section:last-child { border: 0; }
 .tiles dd small { display: block; color: var(--muted); font-size: .82rem; line-height: 1.4; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.6rem 2rem;
   margin: 1.2rem 0; align-items: start; }
-figure { margin: 0; max-width: 31rem; min-width: 0; break-inside: avoid; }
+.figures > * { min-width: 0; }
+.figures .caption { margin-top: 0; }
+figure { margin: 0; max-width: 31rem; break-inside: avoid; }
 figcaption { margin-bottom: .4rem; max-width: 60ch; }
 figcaption b { color: var(--ink); }
 svg { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; stroke-linecap: butt; }
 .caption { margin: 1.4rem 0 .3rem; }
-.scroll { overflow-x: auto; margin-bottom: 1.4rem; }
+.scroll {
+  overflow-x: auto; margin-bottom: 1.4rem;  /* a shade at the right edge, covered once scrolled to the end */
+  background: linear-gradient(to left, var(--paper) 1.2rem, transparent) right / 2.4rem 100% no-repeat local,
+    linear-gradient(to left, color-mix(in srgb, var(--ink) 18%, transparent), transparent) right / .9rem 100% no-repeat;
+}
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .34rem 1.1rem .34rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
@@ -90,9 +94,10 @@ thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(-
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody th { font-weight: 400; }
 .n { text-align: right; }
-.heat td, .heat th { padding: .55rem .9rem; border: 2px solid var(--paper); text-align: center; }
+.heat td, .heat th { padding: .5rem clamp(.35rem, 1.5vw, .9rem); border: 2px solid var(--paper); text-align: center; }
+.heat tbody th { padding-left: 0; text-align: left; }
 .heat tbody td {
-  min-width: 5.2rem; print-color-adjust: exact;
+  print-color-adjust: exact;
   background: color-mix(in srgb, var(--student) calc(var(--share) * 55%), var(--raised));
 }
 .heat small { display: block; }
@@ -113,16 +118,21 @@ dl.settings { columns: 20rem; column-gap: 2rem; margin: .4rem 0 1rem; font-size:
 dl.settings div { break-inside: avoid; display: flex; gap: .7rem; justify-content: space-between;
   border-bottom: 1px solid var(--line); padding: .15rem 0; }
 dl.settings dd { margin: 0; text-align: right; color: var(--muted); }
-@media (max-width: 30rem) { header { padding-top: 1.6rem; } section { padding-top: 1.8rem; } }
+@media (max-width: 30rem) {
+  header { padding-top: 1.6rem; }
+  section { padding-top: 1.8rem; }
+  table { width: max-content; }
+  table:not(.heat) tbody th { white-space: normal; max-width: 10rem; }
+}
 @media print {
   :root { --paper: #fff; --raised: #f2f2f2; --ink: #000; --muted: #444; --line: #bbb;
     --student: #1f5bb5; --teacher: #ad4a06; --third: #1d7350; --fourth: #7a3d9c; }
   body { max-width: none; padding: 0; font-size: 9.5pt; }
   nav { display: none; }
   section { padding: 1rem 0; }
-  h2, h3, .caption, figcaption { break-after: avoid; }
-  tr { break-inside: avoid; }
-  .scroll { overflow: visible; }
+  h2, h3, h2 + p, .caption, figcaption { break-after: avoid; }
+  tr, table, .tiles { break-inside: avoid; }
+  .scroll { overflow: visible; background: none; }
   .figures { grid-template-columns: 1fr 1fr; }
   details::details-content { content-visibility: visible; block-size: auto; }
   th, td { white-space: normal; }
@@ -195,7 +205,7 @@ def tiles(*entries: tuple[str, Any, Callable[[Any], str], str]) -> Html:
     return element("dl", *boxes, class_="tiles") if boxes else Html("")
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table that scrolls by itself where it is too wide; columns of numbers to the right, the first names a row."""
     if not rows:
         return Html("")
@@ -210,7 +220,8 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> 
         )
         for row in rows
     ]
-    return _scrolling(caption, element("table", element("thead", element("tr", *header)), element("tbody", *body)))
+    inner = element("thead", element("tr", *header)), element("tbody", *body)
+    return _scrolling(caption, element("table", *inner))
 
 
 def heat_map(caption: str, columns: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]]) -> Html:
@@ -230,7 +241,7 @@ def heat_map(caption: str, columns: Sequence[str], rows: Mapping[str, Sequence[t
 
 def _scrolling(caption: str, inner: Html) -> Html:
     region = element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
-    return join(element("p", caption, class_="caption"), region)
+    return element("div", element("p", caption, class_="caption"), region)
 
 
 def figure(svg: str, title: str, note: str = "") -> Html:
@@ -239,7 +250,7 @@ def figure(svg: str, title: str, note: str = "") -> Html:
 
 
 def figures(*drawn: str) -> Html:
-    """Plots side by side where there is room."""
+    """Plots and small tables side by side where there is room."""
     return element("div", *drawn, class_="figures") if any(drawn) else Html("")
 
 

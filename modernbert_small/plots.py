@@ -6,6 +6,7 @@ as narrow as a phone and grow with the page.
 
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -132,11 +133,13 @@ def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_la
         for part, hatch in zip(parts, ("", "////"), strict=False):
             color, *_ = STYLES[part.style]
             look: dict[str, Any] = {"facecolor": "none" if hatch else color, "edgecolor": color, "hatch": hatch}
-            axes.barh(labels, part.y, left=left, height=0.62, label=part.label, **look)
+            shown = [length or math.nan for length in part.y]  # else an edge is drawn
+            axes.barh(labels, shown, left=left, height=0.62, label=part.label, **look)
             left = [start + length for start, length in zip(left, part.y, strict=True)]
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.set_xlabel(x_label)
         _legend(axes)

@@ -59,8 +59,10 @@ def corpus(record: Record) -> Html:
             ("Tokens", record.get("tokens"), short, "estimated from a sample"),
             ("Dropped", sum(n for why in dropped.values() for n in why.values()) if dropped else None, count, "texts"),
         ),
-        figures(figure(stacked_bars("tokens", sources, bars, "Tokens"), "Tokens by source and kind.") if bars else ""),
-        table("Texts kept, by source and kind", ["Source", "Kind", "Texts", "Tokens", "Tokens a text"], lengths),
+        figures(
+            figure(stacked_bars("tokens", sources, bars, "Tokens"), "Tokens by source and kind.") if bars else "",
+            table("Texts kept, by source and kind", ["Source", "Kind", "Texts", "Tokens", "Tokens a text"], lengths),
+        ),
         table(
             "What was read, what of it was dropped and why, and what was too long and split",
             ["Source", "Rows read", "Texts", *reasons, "Split", "Into chunks"],
@@ -88,7 +90,7 @@ def inheritance(record: Record) -> Html:
         note = f"The student’s layers against the teacher’s {', '.join(map(str, layers['teacher_layers']))}."
         drawn.append(figure(lines("layers", curves, "Layer of the student", "Share", True, True), "By layer.", note))
     if spectrum:
-        drawn.append(_spectrum("embeddings", spectrum, "Token embeddings.", "Variance in the leading directions."))
+        drawn.append(_spectrum("embeddings", spectrum, "Token embeddings.", "Variance"))
     losses = [
         [name.capitalize(), f"{loss:.3f}", short(math.exp(min(loss, 50)))]
         for name, loss in record.get("heldout_mlm_loss", {}).items()
@@ -101,8 +103,7 @@ def inheritance(record: Record) -> Html:
             ("Tensors inherited", len(transferred) or None, count, "whole or projected"),
             ("Variance inherited", sum(spectrum) or None, percent, "of the token embeddings"),
         ),
-        figures(*drawn),
-        table(caption, ["Model", "Loss", "Perplexity"], losses),
+        figures(*drawn, table(caption, ["Model", "Loss", "Perplexity"], losses)),
     )
 
 
@@ -146,7 +147,7 @@ def projection(record: Record) -> Html:
             ("Measured on", fitted.get("heldout_texts"), count, "held-out texts"),
         ),
         figures(
-            _spectrum("energy", fitted.get("spectrum", []), "Spectrum.", "Energy in the first values."),
+            _spectrum("energy", fitted.get("spectrum", []), "Spectrum.", "Energy"),
             figure(drawn, "Quality by width.", "What the first values keep.") if drawn else "",
         ),
     )
@@ -269,12 +270,13 @@ def _retrieval_curves(record: Record) -> list[Series]:
     ]
 
 
-def _spectrum(name: str, shares: Sequence[float], title: str, note: str) -> Html:
-    """Shares added up."""
+def _spectrum(name: str, shares: Sequence[float], title: str, what: str) -> Html:
+    """What the leading directions hold together."""
     if not shares:
         return Html("")
-    sums = Series(title, range(1, len(shares) + 1), list(itertools.accumulate(shares)), "student")
-    return figure(lines(name, [sums], "Directions kept", "Share, added up", True), title, note)
+    sums = Series(what, range(1, len(shares) + 1), list(itertools.accumulate(shares)), "student")
+    svg = lines(name, [sums], "Directions kept", f"{what}, cumulative", True)
+    return figure(svg, title, f"{what} in the leading directions.")
 
 
 def _training_tiles(record: Record) -> list[tuple[str, Any, Callable[[Any], str], str]]:

@@ -16,7 +16,7 @@ _BYTES = {"float32": 4.0, "int8": 1.0, "binary": 0.125}  # of a value
 def headline(records: Mapping[str, Record]) -> Html:
     """What the model is and what became of it: a sentence, some numbers, what is missing."""
     final = records.get("distil_train", {})
-    shape, taught = (records.get(phase, {}).get("settings", {}) for phase in ("init_model_mlm", "labels"))
+    shape, taught = (records.get(phase, {}).get("settings", {}) for phase in ("init_model_mlm", "teacher"))
     sentence = "An embedding model"
     if shape:
         sentence += f" of {shape['num_hidden_layers']} layers × {shape['hidden_size']}"
@@ -59,8 +59,8 @@ def gap(account: Record) -> Html:
         for row in rows
         if row["system"] != "teacher"
     ]
-    queries = account.get("queries", {})
-    note = f"Means over sets ({len(queries)}, {count(sum(queries.values()))} queries); 95 % by bootstrap over queries."
+    queries = count(sum(account.get("queries", {}).values()))
+    note = f"{queries} queries of {', '.join(rows[0]['scores'])}; 95 % by a paired bootstrap over queries."
     pairs = [
         [row["system"].capitalize(), *(f"{r:.3f}" for r in row["scores"].values())] for row in account.get("pairs", ())
     ]
@@ -128,7 +128,7 @@ def searches(account: Record) -> Html:
         ]
         title = element("h3", search["query"], " ", element("span", search["set"], class_="note"))
         blocks.append(element("article", title, element("div", *sides, class_="sides"), class_="search"))
-    intro = "The first results of both models, with their cosines, for queries taken evenly from the sets."
+    intro = "First results of the projected teacher and the student, with cosines, for queries spread over the sets."
     return join(element("p", intro), *blocks) if blocks else Html("")
 
 
