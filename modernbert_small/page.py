@@ -166,7 +166,7 @@ def element(tag: str, *parts: Any, **attributes: Any) -> Html:
 
 def percent(share: float) -> str:
     """A share in per cent."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def count(number: float) -> str:

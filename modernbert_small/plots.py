@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
+
+from modernbert_small.page import short
 
 WIDTH = 4.3  # inches of 72 units
 # Stand-ins that matplotlib can draw with, and the page's variables that they become.
@@ -90,6 +92,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2, handlelength=2.6)
 
 
+def _number(value: float, _: float) -> str:
+    return short(value)
+
+
 def _percent(share: float, _: float) -> str:
     return f"{round(100 * share, 6):g} %"
 
@@ -117,7 +123,7 @@ def lines(
         else:
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            axes.xaxis.set_major_formatter(_number)
         if shares:
             axes.yaxis.set_major_formatter(_percent)
         if len(series) > 1:
@@ -140,7 +146,7 @@ def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_la
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_major_formatter(_number)
         axes.set_xlabel(x_label)
         _legend(axes)
         return _svg(figure, name, f"{x_label}: {', '.join(labels)}")
@@ -181,5 +187,5 @@ def points(name: str, series: Sequence[Series], x_label: str, y_label: str) -> s
         axes.set_xlim(0, 1.25 * max(one.x[0] for one in series))
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_major_formatter(_number)
         return _svg(figure, name, f"{y_label} by {x_label}: {', '.join(one.label for one in series)}")

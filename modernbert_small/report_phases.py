@@ -236,7 +236,7 @@ def retrieval_table(caption: str, account: Record) -> Html:
 def interval(row: Record) -> str:
     """A row's 95 % interval of what is kept; the teacher has none."""
     low, high = row["interval"]
-    return "" if row["system"] == "teacher" else f"{100 * low:.1f} – {100 * high:.1f} %"
+    return "" if row["system"] == "teacher" else f"{100 * low:.1f} – {percent(high)}"
 
 
 _LOSSES = {"loss": ("training", "student"), "eval_loss": ("held out", "teacher")}

@@ -30,10 +30,7 @@ def headline(records: Mapping[str, Record]) -> Html:
     return join(
         element("p", sentence, "."),
         tiles(
-            *(
-                ("nDCG@10 kept", row["retention"], percent, f"of the teacher’s; 95 %: {interval(row)}")
-                for row in students
-            ),
+            *(("nDCG@10 kept", row["retention"], percent, f"of the teacher’s ({interval(row)})") for row in students),
             ("Cosine to the teacher", final.get("heldout_similarity"), "{:.3f}".format, "mean over held-out texts"),
             ("Parameters", cost.get("parameters"), short, times.get("parameters", "")),
             ("Texts a second", cost.get("texts_per_second"), count, times.get("texts_per_second", "")),
@@ -60,7 +57,7 @@ def gap(account: Record) -> Html:
         if row["system"] != "teacher"
     ]
     queries = count(sum(account.get("queries", {}).values()))
-    note = f"{queries} queries of {', '.join(rows[0]['scores'])}; 95 % by a paired bootstrap over queries."
+    note = f"Means over sets, {queries} queries; 95 % intervals by a paired bootstrap over queries."
     pairs = [
         [row["system"].capitalize(), *(f"{r:.3f}" for r in row["scores"].values())] for row in account.get("pairs", ())
     ]
