@@ -1,7 +1,7 @@
 """Phase 5: teach the small model the teacher's embeddings.
 
 In:   checkpoints/mlm (phase 3), data/distil and checkpoints/teacher (phase 4).
-Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card.
+Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card and a report.
 
     python distil_train.py                                                      # one CUDA GPU
     torchrun --nproc_per_node 4 distil_train.py                                 # four
@@ -29,6 +29,7 @@ from modernbert_small.evaluate import account, format_account, is_reduced_teache
 from modernbert_small.hub import explain_load_errors
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.processes import first_process_first, rank
+from modernbert_small.report import write_report
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
@@ -186,10 +187,11 @@ def main() -> None:
     }
     save(args, student, run.folder, measurements)
     run.finish(measurements)
+    report = write_report(output_dir)
     print(
         f"\nheld-out cosine to the labels: {heldout_metrics['eval_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
-    logger.info('wrote %s; next, in Python: SentenceTransformer("%s")', output_dir, output_dir)
+    logger.info('wrote %s; look at %s; next, in Python: SentenceTransformer("%s")', output_dir, report, output_dir)
 
 
 if __name__ == "__main__":

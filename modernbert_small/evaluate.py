@@ -11,6 +11,7 @@ with a paired bootstrap over queries, Spearman on sentence pairs, speed on this 
 import argparse
 import importlib.util
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 
 from modernbert_small.artefacts import read_run, write_json
-from modernbert_small.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
+from modernbert_small.metrics import PRECISIONS, mean_ratio_interval, ndcg_at_10, similarities, store_scores, truncated
 from modernbert_small.models import best_device, has_bf16, load_sentence_transformer
 from modernbert_small.projection import unit_vectors
 from modernbert_small.retrieval import PairSet, RetrievalSet, load_evaluation_sets
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 WIDTHS = (256, 128, 64, 32)  # what vectors are truncated to, and half of their own width
 LATENCY_QUERIES = 30
+SEARCHES = 5  # queries of all sets together whose first results are kept, to read
+RESULTS, EXCERPT = 3, 160  # documents of a search, characters of a document
 
 
 class Embedder:
@@ -104,13 +107,48 @@ def systems(
     found["student"] = similarities(*S)
     if S[0].shape[1] == T[0].shape[1]:
         found["student's queries, teacher's documents"] = similarities(S[0], T[1])
-    width = S[0].shape[1]
-    for size in sorted({*WIDTHS, width // 2}, reverse=True):
-        if size < width:
-            found[f"student, {size} values"] = similarities(truncated(S[0], size), truncated(S[1], size))
-    for precision in ("int8", "binary"):
+    for size in _widths(S[0].shape[1])[1:]:
+        found[f"student, {size} values"] = similarities(truncated(S[0], size), truncated(S[1], size))
+    for precision in PRECISIONS[1:]:
         found[f"student, {precision}"] = similarities(*S, precision)
     return found
+
+
+def _widths(width: int) -> list[int]:
+    """What vectors of a width are cut to, itself first."""
+    return sorted({width, width // 2, *(size for size in WIDTHS if size < width)}, reverse=True)
+
+
+def sample_searches(
+    dataset: RetrievalSet, scores: dict[str, NDArray[np.floating]], relevant: Sequence[Sequence[int]], count: int
+) -> list[dict[str, Any]]:
+    """The first results of a few queries, evenly spaced in their set, by each of several systems.
+
+    Args:
+        dataset: the set.
+        scores: (Q, N) by system.
+        relevant: for each query the columns of its relevant documents.
+        count: queries at most.
+
+    Returns:
+        For each query `set`, `query` and, by system, `results`: documents with `text`, `score` and `relevant`.
+    """
+    queries, documents = list(dataset.queries.values()), list(dataset.corpus.values())
+    found = []
+    for row in range(0, len(queries), math.ceil(len(queries) / count)) if count else ():
+        results = {}
+        for system, matrix in scores.items():
+            nearest = np.argsort(-matrix[row], kind="stable")[:RESULTS].tolist()
+            texts = [_excerpt(documents[i]) for i in nearest]
+            ranked = zip(texts, matrix[row, nearest].tolist(), [i in relevant[row] for i in nearest], strict=True)
+            results[system] = [{"text": t, "score": round(score, 3), "relevant": hit} for t, score, hit in ranked]
+        found.append({"set": dataset.name, "query": _excerpt(queries[row]), "results": results})
+    return found
+
+
+def _excerpt(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= EXCERPT else words[:EXCERPT].rstrip() + "…"
 
 
 def account(
@@ -131,11 +169,36 @@ def account(
 
     Returns:
         retrieval: a row per system with `scores` by set, `mean`, `retention` and its 95 % `interval` (means over sets
-        of the share of the teacher's). pairs: a row per system with `scores` by set. cost: by model.
+        of the share of the teacher's). grid: the student's retention by width and precision of its vectors.
+        searches: see `sample_searches`, the teacher projected. pairs: a row per system with `scores` by set. cost: by
+        model.
     """
     whole, projection = split_projection(teacher, is_reduced)
     embedders = {"teacher": Embedder(whole)} | ({} if student is None else {"student": Embedder(student)})
+    pairs: dict[str, dict[str, float]] = {}
+    for pair_set in pair_sets:
+        vectors = {
+            name: (embed(pair_set.first, "document"), embed(pair_set.second, "document"))
+            for name, embed in embedders.items()
+        }
+        for system, scores in _pair_scores(vectors["teacher"], vectors.get("student"), projection).items():
+            pairs.setdefault(system, {})[pair_set.name] = round(float(spearmanr(scores, pair_set.scores)[0]), 4)
+    queries = [text for dataset in retrieval_sets for text in dataset.queries.values()]
+    return {
+        **_retrieval(embedders, projection, retrieval_sets),
+        "queries": {dataset.name: len(dataset.queries) for dataset in retrieval_sets},
+        "pairs": [{"system": system, "scores": scores} for system, scores in pairs.items()],
+        "cost": {name: embed.cost(queries) for name, embed in embedders.items()} if queries else {},
+    }
+
+
+def _retrieval(
+    embedders: dict[str, Embedder], projection: Vectors | None, retrieval_sets: Sequence[RetrievalSet]
+) -> dict[str, Any]:
+    """Of an account: retrieval, grid and searches."""
     per_query: dict[str, dict[str, NDArray[np.floating]]] = {}
+    shares: dict[int, dict[str, list[float]]] = {}
+    searches: list[dict[str, Any]] = []
     for dataset in retrieval_sets:
         queries, documents = list(dataset.queries), list(dataset.corpus)
         column = {document: index for index, document in enumerate(documents)}
@@ -147,23 +210,25 @@ def account(
             )
             for name, embed in embedders.items()
         }
-        for system, scores in systems(vectors["teacher"], vectors.get("student"), projection).items():
-            per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(scores, relevant)
+        scores = systems(vectors["teacher"], vectors.get("student"), projection)
+        for system, matrix in scores.items():
+            per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(matrix, relevant)
+        if "student" in vectors:
+            ceiling = max(float(per_query["teacher"][dataset.name].mean()), 1e-9)
+            widths = _widths(vectors["student"][0].shape[1])
+            for (size, precision), score in store_scores(*vectors["student"], relevant, widths).items():
+                shares.setdefault(size, {}).setdefault(precision, []).append(score / ceiling)
+            count = min(math.ceil(SEARCHES / len(retrieval_sets)), SEARCHES - len(searches))
+            both = {"teacher": scores.get("teacher, projected", scores["teacher"]), "student": scores["student"]}
+            searches += sample_searches(dataset, both, relevant, count)
         logger.info("%s: %d queries, %d documents", dataset.name, len(queries), len(documents))
-    pairs: dict[str, dict[str, float]] = {}
-    for pair_set in pair_sets:
-        vectors = {
-            name: (embed(pair_set.first, "document"), embed(pair_set.second, "document"))
-            for name, embed in embedders.items()
-        }
-        for system, scores in _pair_scores(vectors["teacher"], vectors.get("student"), projection).items():
-            pairs.setdefault(system, {})[pair_set.name] = round(float(spearmanr(scores, pair_set.scores)[0]), 4)
-    queries = [text for dataset in retrieval_sets for text in dataset.queries.values()]
     return {
         "retrieval": [_row(name, scores, per_query["teacher"]) for name, scores in per_query.items()],
-        "queries": {dataset.name: len(dataset.queries) for dataset in retrieval_sets},
-        "pairs": [{"system": system, "scores": scores} for system, scores in pairs.items()],
-        "cost": {name: embed.cost(queries) for name, embed in embedders.items()} if queries else {},
+        "grid": {
+            str(size): {precision: round(float(np.mean(kept)), 4) for precision, kept in row.items()}
+            for size, row in shares.items()
+        },
+        "searches": searches,
     }
 
 

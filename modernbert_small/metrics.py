@@ -12,6 +12,7 @@ from modernbert_small.projection import unit_vectors
 
 FloatArray = NDArray[np.floating]
 BOOTSTRAP_SAMPLES = 2000
+PRECISIONS = ("float32", "int8", "binary")
 
 
 def ndcg_at_10(scores: FloatArray, relevant: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -69,3 +70,15 @@ def similarities(queries: FloatArray, documents: FloatArray, precision: str = "f
     # Products of up to 127 * 127 summed over D: exact in float32 up to D = 1,040.
     q, d = (np.round(x * scale).clip(-127, 127).astype(np.float32) for x in (queries, documents))
     return q @ d.T
+
+
+def store_scores(
+    queries: FloatArray, documents: FloatArray, relevant: Sequence[Sequence[int]], widths: Sequence[int]
+) -> dict[tuple[int, str], float]:
+    """Mean nDCG@10 of unit vectors (Q, D) and (N, D) at every pair of width and precision."""
+    found = {}
+    for size in widths:
+        cut = truncated(queries, size), truncated(documents, size)
+        for precision in PRECISIONS:
+            found[size, precision] = float(ndcg_at_10(similarities(*cut, precision), relevant).mean())
+    return found

@@ -16,7 +16,15 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from modernbert_small import evaluate
-from modernbert_small.evaluate import account, format_account, mteb_scores, retention, split_projection, systems
+from modernbert_small.evaluate import (
+    account,
+    format_account,
+    mteb_scores,
+    retention,
+    sample_searches,
+    split_projection,
+    systems,
+)
 from modernbert_small.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
 from modernbert_small.projection import unit_vectors
 from modernbert_small.retrieval import PairSet, RetrievalSet
@@ -105,6 +113,12 @@ def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
     scores = {row["system"]: row["scores"]["pairs"] for row in record["pairs"]}
     assert scores["student"] == scores["teacher, projected"]
     assert record["cost"]["student"]["parameters"] > record["cost"]["teacher"]["parameters"]
+    assert list(record["grid"]) == ["16", "8"]
+    assert record["grid"]["16"]["float32"] == retention(record)
+    assert record["grid"]["8"]["float32"] == rows["student, 8 values"]["retention"]
+    assert record["grid"]["16"]["binary"] == rows["student, binary"]["retention"]
+    for search in record["searches"]:
+        assert search["results"]["teacher"] == search["results"]["student"]
     text = format_account(record)
     assert "| student, binary |" in text
     assert "| Spearman | pairs |" in text
@@ -118,9 +132,33 @@ def test_steps_there_are():
     assert "student's queries, teacher's documents" not in systems(T, S, None)
 
 
+def test_searches_by_hand():
+    corpus = {"d0": "a  cat\n sat", "d1": "x" * 200, "d2": "map", "d3": "land"}
+    queries = {f"q{i}": f"query {i}" for i in range(6)}
+    dataset = RetrievalSet("Toy", queries, corpus, {query: {"d2"} for query in queries})
+    scores = np.tile([[0.1, 0.9, 0.5, 0.2]], (6, 1))
+    first, second = sample_searches(dataset, {"student": scores}, [[2]] * 6, 2)
+    assert (first["set"], first["query"], second["query"]) == ("Toy", "query 0", "query 3")
+    assert first["results"]["student"] == [
+        {"text": "x" * 160 + "…", "score": 0.9, "relevant": False},
+        {"text": "map", "score": 0.5, "relevant": True},
+        {"text": "land", "score": 0.2, "relevant": False},
+    ]
+    assert sample_searches(dataset, {"student": scores}, [[2]] * 6, 0) == []
+    assert len(sample_searches(dataset, {"student": scores}, [[2]] * 6, 99)) == 6
+
+
+def test_five_searches_of_several_sets(models):
+    _, reduced, retrieval, _ = models
+    sets = [RetrievalSet(name, retrieval.queries, retrieval.corpus, retrieval.relevant) for name in "ABCD"]
+    record = account(reduced, reduced, True, sets)
+    assert [search["set"] for search in record["searches"]] == ["A", "A", "B", "B", "C"]
+
+
 def test_only_the_ceiling(models):
     _, reduced, retrieval, _ = models
     record = account(None, reduced, True, [retrieval])
+    assert (record["grid"], record["searches"]) == ({}, [])
     assert [row["system"] for row in record["retrieval"]] == ["teacher", "teacher, projected"]
     assert retention(record) is None
     assert format_account({"retrieval": [], "pairs": [], "cost": {}}) == ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -161,6 +162,15 @@ def test_the_model_loads_and_learned(finished):
     card = (folder / "checkpoints/model/README.md").read_text()
     assert "# model\n" in card
     assert "| nDCG@10 | Toy |" in card
+
+
+def test_the_report_knows_all_phases(finished):
+    folder, results = finished
+    text = (folder / "checkpoints/model/report.html").read_text()
+    assert "look at checkpoints/model/report.html" in results[-1].stderr
+    assert "No record was found" not in text
+    assert len(re.findall("<h2>", text)) == 11
+    assert "<h3>eins " in text  # a search
 
 
 @pytest.mark.parametrize(("artefact", "script"), list(zip(ARTEFACTS, SCRIPTS, strict=True)))

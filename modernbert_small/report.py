@@ -1,0 +1,130 @@
+"""The report of a model: one page, from the run.json files of all five phases.
+
+    python -m modernbert_small.report checkpoints/ModernBERT-small-v2
+    python -m modernbert_small.report recipes/v2.yaml
+
+Phases are found by the inputs that each run.json names, from the final model or from a recipe's output folders on;
+relative paths are relative to the working folder. The page is report.html in the final model's folder, or in the
+working folder while there is none. What was not measured is left out.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modernbert_small.artefacts import RUN_FILE, read_run
+from modernbert_small.page import page
+from modernbert_small.report_phases import (
+    PHASES,
+    Record,
+    corpus,
+    distillation,
+    inheritance,
+    labels,
+    language,
+    projection,
+    provenance,
+)
+from modernbert_small.report_quality import gap, headline, searches, size_and_speed, smaller_vectors
+from modernbert_small.settings import SECTIONS, UserError, read_recipe, run_script
+
+REPORT_FILE = "report.html"
+
+
+def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The record of each phase, the nearest to the first root, with the `folder` that it was found in.
+
+    Args:
+        roots: folders to start from.
+
+    Returns:
+        By PHASES' names, in their order.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [Path(root) for root in roots]
+    for folder in waiting:
+        if not (folder / RUN_FILE).is_file():
+            continue
+        record = read_run(folder)
+        phase = record.get("phase")
+        if phase == "create_distil_dataset":
+            phase = "teacher" if "projection" in record else "labels"
+        if phase not in PHASES or phase in found:
+            continue
+        found[phase] = record | {"folder": str(folder)}
+        # Phases 2's and 4's teacher may be another student, with phases of its own.
+        followed = [value for name, value in record["inputs"].items() if name != "teacher" or phase == "distil_train"]
+        waiting += [Path(value["path"]) for value in followed if "path" in value]
+    return {phase: found[phase] for phase in PHASES if phase in found}
+
+
+def start_folders(recipe_or_folder: str) -> list[str]:
+    """A folder, or a recipe's output folders, the final model's first.
+
+    Raises:
+        UserError: there is no such file or folder, or the recipe is not one.
+    """
+    path = Path(recipe_or_folder)
+    if path.is_dir():
+        return [recipe_or_folder]
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a recipe, or a model's folder")
+    recipe = read_recipe(path)
+    outputs = [
+        (recipe.get(name) or {}).get(key) for name in reversed(SECTIONS) for key in ("output_dir", "teacher_output_dir")
+    ]
+    return [str(folder) for folder in outputs if folder]
+
+
+def build(records: Mapping[str, Record]) -> str:
+    """The page of these records."""
+    of_phases = {
+        "Corpus": (corpus, "create_dataset"),
+        "Inheritance": (inheritance, "init_model_mlm"),
+        "Language": (language, "pre_train"),
+        "Projection": (projection, "teacher"),
+        "Labels": (labels, "labels"),
+        "Distillation": (distillation, "distil_train"),
+    }
+    of_account = {
+        "The gap": gap,
+        "Smaller vectors": smaller_vectors,
+        "Size and speed": size_and_speed,
+        "Searches": searches,
+    }
+    sections = {title: make(records[phase]) for title, (make, phase) in of_phases.items() if phase in records}
+    account = records.get("distil_train", {}).get("account", {})
+    sections |= {title: make(account) for title, make in of_account.items()}
+    sections["Provenance"] = provenance(records)
+    final = records.get("distil_train")
+    return page(Path(final["folder"]).resolve().name if final else "A model in the making", headline(records), sections)
+
+
+def write_report(recipe_or_folder: str) -> Path:
+    """Write the report of what has been done so far.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: no finished phase was found.
+    """
+    records = find_records(start_folders(recipe_or_folder))
+    if not records:
+        raise UserError(f"{recipe_or_folder}: no {RUN_FILE} of a finished phase there; run the scripts first")
+    folder = Path(records["distil_train"]["folder"]) if "distil_train" in records else Path()
+    temporary = folder / f"{REPORT_FILE}.tmp"
+    temporary.write_text(build(records), encoding="utf-8")
+    return temporary.replace(folder / REPORT_FILE)
+
+
+def main() -> None:
+    """Records in, page out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe_or_folder", help="a recipe, or the folder of a final model")
+    print(write_report(parser.parse_args().recipe_or_folder))
+
+
+if __name__ == "__main__":
+    run_script(main)

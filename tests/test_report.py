@@ -1,0 +1,190 @@
+"""The report: what it finds, what it says, what it leaves out; that no text is markup, and nothing is loaded."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import Browser
+from helpers import ROOT
+from records import HASH, write_records
+
+from modernbert_small import plots
+from modernbert_small.report import build, find_records, write_report
+from modernbert_small.settings import UserError
+
+EVIL = "<script>alert('&$x$\"')</script>"
+TITLES = ["Corpus", "Inheritance", "Language", "Projection", "Labels", "Distillation", "The gap", "Smaller vectors",
+          "Size and speed", "Searches", "Provenance"]  # fmt: skip
+VOID = ("meta", "link", "br")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Checks that tags close as they opened; collects tags, ids, links and texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.links, self.texts = [], set(), [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.links += [value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset", "data")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(" ".join(data.split()))
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """The folder of a finished model, seen from where it was made."""
+    monkeypatch.chdir(tmp_path)
+    return Path(write_records(tmp_path))
+
+
+def edit(folder, change):
+    record = json.loads((Path(folder) / "run.json").read_text())
+    change(record)
+    (Path(folder) / "run.json").write_text(json.dumps(record))
+
+
+def headings(text):
+    return re.findall("<h2>(.*?)</h2>", text)
+
+
+def test_the_page_stands_alone(model):
+    text = write_report(str(model)).read_text()
+    page = Page(text)
+    assert headings(text) == TITLES
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    for link in page.links:
+        assert link == "data:," or link.removeprefix("#") in page.ids, link
+    assert set(re.findall(r"url\((.)|@import", text)) == {"#"}
+    assert page.tags >= {"svg", "table", "details"}
+    assert not re.search("#0102|font-family: '|None", text)
+
+
+def test_what_was_measured_is_there(model):
+    page = Page(write_report(str(model)).read_text())
+    corpus = ("26,142", "5.37 M", "4,801,220", "236", "980")
+    phases = ("Random student", "10.420", "Nats a hidden token", "8,123", "90.2 %", "5.21 M", "0.8971")
+    account = ("93.1 %", "of the teacher’s (90.1 – 95.5 %)", "student's queries, teacher's documents", "0.850")
+    cost = ("192 bytes", "4 bytes", "10.2 M", "2.7 × the teacher’s", "9.8")
+    search = ("does vitamin D prevent falls", "✓ relevant", "0.81")
+    for words in (*corpus, *phases, *account, *cost, *search, HASH, "57.4 min", "2.13.0"):
+        assert words in page.texts, words
+    assert "bf16" not in page.texts
+    assert "learning_rate" in page.texts
+
+
+def test_every_text_is_escaped(model):
+    for folder in find_records([str(model)]).values():
+        path = Path(folder["folder"]) / "run.json"
+        text = path.read_text()
+        for name in (
+            "wiki",
+            "SciFact",
+            "does vitamin D prevent falls",
+            "minilm",
+            "2.13.0",
+            "random student",
+            "student, int8",
+        ):
+            text = text.replace(name, json.dumps(EVIL)[1:-1])
+        path.write_text(text)
+    text = write_report(str(model)).read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert text.count(html.escape(EVIL)) > 8
+    assert EVIL in page.texts
+
+
+def test_a_missing_phase_is_said_and_left_out(model):
+    shutil.rmtree("checkpoints/mlm")
+    text = write_report(str(model)).read_text()
+    assert "No record was found of: Phase 2, first weights; Phase 3, masked language modelling." in text
+    assert headings(text) == [title for title in TITLES if title not in ("Inheritance", "Language")]
+
+
+def test_from_a_recipe_before_the_last_phase(model):
+    shutil.rmtree(model)
+    Path("recipe.yaml").write_text(
+        "pre_train: {output_dir: checkpoints/mlm}\ncreate_distil_dataset: {teacher_output_dir: checkpoints/teacher}\n"
+    )
+    path = write_report("recipe.yaml")
+    assert path == Path("report.html")
+    text = path.read_text()
+    assert headings(text) == ["Corpus", "Inheritance", "Language", "Projection", "Provenance"]
+    assert "Phase 4, labels; Phase 5, distillation" in text
+
+
+@pytest.mark.parametrize("found", ["data", "empty.yaml", "nothing.yaml"])
+def test_nothing_to_report_is_one_line(model, found):
+    Path("empty.yaml").write_text("pre_train: {output_dir: nowhere}\n")
+    with pytest.raises(UserError, match=r"no such file|no run\.json of a finished phase"):
+        write_report(found)
+
+
+def test_another_students_phases_are_not_this_ones(model):
+    other = "other/model"
+    write_records(Path("other").absolute())
+    edit("checkpoints/teacher", lambda record: record["inputs"].update(teacher={"path": other}))
+    edit(model, lambda record: record["inputs"].update(model={"path": "elsewhere"}))
+    records = find_records([str(model)])
+    assert "pre_train" not in records
+    assert {record["folder"].split("/")[0] for record in records.values()} == {"checkpoints", "data"}
+
+
+@pytest.mark.parametrize(
+    "phase", ["create_dataset", "init_model_mlm", "pre_train", "teacher", "labels", "distil_train"]
+)
+def test_what_a_record_lacks_is_left_out(model, phase, monkeypatch):
+    monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")  # most of the time
+    record = find_records([str(model)])[phase]
+    always = {"phase", "settings", "inputs", "folder"}
+    parts = [key for key in record if key not in always]
+    for left_out in ([], *([key] for key in parts), parts):
+        text = build({phase: {key: value for key, value in record.items() if key not in left_out}})
+        assert headings(text)[-1] == "Provenance"
+        assert "None" not in text
+
+
+def test_an_account_without_searches_and_grid(model):
+    edit(model, lambda record: [record["account"].pop(name) for name in ("grid", "searches", "pairs", "cost")])
+    assert not {"Smaller vectors", "Searches", "Size and speed"} & set(headings(write_report(str(model)).read_text()))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_in_a_browser(model, tmp_path):
+    """Nothing on the console, nothing asked for, no page wider than its screen; screenshots are kept to look at."""
+    url = write_report(str(model)).absolute().as_uri()
+    bad = tmp_path / "bad.html"
+    bad.write_text("<img src='https://example.org/x.png'><script>console.error('no')</script><p style='width:3000px'>x")
+    shots = ROOT / "screenshots"
+    shots.mkdir(exist_ok=True)
+    with Browser(CHROMIUM, tmp_path / "profile") as browser:
+        for width in (390, 1280):
+            for scheme in ("light", "dark"):
+                visit = browser.visit(url, width, scheme)
+                (shots / f"report-{width}-{scheme}.png").write_bytes(visit.png)
+                assert (visit.complaints, visit.requests, visit.width) == ([], [url], width)
+        visit = browser.visit(bad.as_uri(), 390)  # the checks see what they are for
+        assert any("no" in complaint for complaint in visit.complaints)
+        assert "https://example.org/x.png" in visit.requests
+        assert visit.width > 390
