@@ -26,7 +26,7 @@ def hostile(size, copies):
         "surrogates": ["a lone \ud800 surrogate and \udfff another"],
         "nul": ["a nul \x00 byte in the middle", "\x1b[31mcolours\x1b[0m of a terminal"],
         "right to left": ["\u202e\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd \u0645\u0631\u062d\u0628\u0627"],
-        "combining": ["e" + "\u0301" * 500],
+        "combining": ["three words with e" + "\u0301" * 500],
         "special": ["[MASK]", "[CLS] [SEP] [PAD] [UNK]", "before [MASK] after [SEP]", "[MASK]" * 200],
         "copies": ["the same text again and again"] * copies,
     }

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from modernbert_small import training
 from modernbert_small.batches import PackedSampler
 from modernbert_small.checkpoints import last_whole_checkpoint
-from modernbert_small.settings import Terminated, UserError, parse_settings
+from modernbert_small.settings import Terminated, UserError, parse_settings, raise_stop
 from modernbert_small.tokens import tokenize_split
 
 SCRIPT = "mlm/pre_train.py"
@@ -170,8 +170,12 @@ def test_a_second_signal_stops_at_once(phase3, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        phase3("stopped", callback=on("on_step_begin", send_twice))
+    earlier = signal.signal(signal.SIGINT, raise_stop)  # as run_script does
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            phase3("stopped", callback=on("on_step_begin", send_twice))
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     partial = tmp_path / "stopped.partial"
     assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
 

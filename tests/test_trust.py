@@ -83,5 +83,5 @@ def test_nothing_pickled_is_read_and_no_remote_code_is_run():
         assert name not in ("torch.load", "pickle.load", "pickle.loads", "joblib.load", "eval", "exec"), where
         assert not (name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False"), where
         assert keywords.get("trust_remote_code", "False") == "False", where
-        if name.endswith(".from_pretrained") and "Model" in name:
+        if name.endswith(("Model.from_pretrained", "ForMaskedLM.from_pretrained")):
             assert keywords.get("use_safetensors") == "True", where
