@@ -190,7 +190,9 @@ def distillation(record: Record) -> Html:
 
 def provenance(records: Mapping[str, Record]) -> Html:
     """Time, inputs with their hashes, versions, settings."""
-    seconds = [record["wall_seconds"] for record in records.values() if "wall_seconds" in record]
+    seconds = {phase: record["wall_seconds"] for phase, record in records.items() if "wall_seconds" in record}
+    if "labels" in seconds:
+        seconds.pop("teacher", None)  # fitted while the labels were made
     times = [
         [
             *(PHASES[phase], code(record["folder"]), record.get("started", "")[:16].replace("T", " ")),
@@ -199,14 +201,19 @@ def provenance(records: Mapping[str, Record]) -> Html:
         for phase, record in records.items()
     ]
     inputs = [
-        [PHASES[phase], name, code(found.get("path") or found.get("hub_id", "")), code(found.get("hash", ""))]
+        [
+            PHASES[phase],
+            name.split()[0],
+            code(found.get("path") or found.get("hub_id", "")),
+            code(found.get("hash", "")),
+        ]
         for phase, record in records.items()
         for name, found in record["inputs"].items()
     ]
     versions: dict[str, dict[str, None]] = {}
     for name, version in (pair for record in records.values() for pair in record.get("versions", {}).items()):
         versions.setdefault(name, {})[version] = None
-    times.append(["All", "", "", "", duration(sum(seconds))])
+    times.append(["All", "", "", "", duration(sum(seconds.values()))])
     return join(
         table("Phases", ["Phase", "Folder", "Started", "Commit", "Took"], times),
         table("Inputs, with the xxh3-128 of what they held", ["Phase", "Input", "Path or hub id", "Hash"], inputs),
