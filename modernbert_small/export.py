@@ -1,7 +1,7 @@
 """An embedding model as ONNX or OpenVINO, in float32 or int8, checked against PyTorch before it gets its name.
 
     python -m modernbert_small.export checkpoints/ModernBERT-small-v2 --format onnx --dtype int8
-    python -m modernbert_small.export <model> --format openvino --dtype float32 --datasets <folder> --output_dir <folder>
+    python -m modernbert_small.export <model> --format openvino --datasets <folder> --output_dir <folder>
 
 Out: <model>-<format>-<dtype>, laid out as sentence-transformers' backends read it. The graph goes from `input_ids` and
 `attention_mask` to `sentence_embedding`, pooling included, at any length and batch size: the runtime and a tokenizer
