@@ -8,7 +8,8 @@ Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, 
 
 The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
 Held-out similarity and NanoBEIR are watched, the best checkpoint by held-out similarity is kept, and student
-and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works.
+and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works; --push_to_hub uploads
+the finished folder, once, also one that an earlier run finished.
 """
 
 import logging
@@ -25,7 +26,7 @@ from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attentio
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
 from modernbert_small.evaluate import account, format_account, is_reduced_teacher
-from modernbert_small.hub import explain_load_errors
+from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, prepare_upload
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
@@ -151,9 +152,11 @@ def main() -> None:
     """Student, labels and teacher in, embedding model out."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
+    upload = prepare_upload(args)
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
-    run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
+    run = begin("distil_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
     if run is None:
+        upload(output_dir)
         return
     split_files(args.train_file, "train")
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
@@ -184,6 +187,7 @@ def main() -> None:
     print(
         f"\nheld-out cosine to the labels: {heldout_metrics['eval_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
+    upload(output_dir)
     logger.info('wrote %s; next, in Python: SentenceTransformer("%s")', output_dir, output_dir)
 
 
