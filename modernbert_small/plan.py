@@ -180,9 +180,8 @@ def main() -> None:
     recipe = full_recipe(args.recipe)
     count, tokens, lengths, source = corpus_size(recipe["pre_train"]["train_file"], args.rows, args.tokens)
     rows, assumed = plan(recipe, tokens, lengths)
-    print(
-        f"{count:,} rows, {tokens:,} tokens; one {gpu}, {peak / 1e12:,.0f} TFLOP/s in bf16\n\n{format_plan(rows, peak)}\n"
-    )
+    print(f"{count:,} rows, {tokens:,} tokens; one {gpu}, {peak / 1e12:,.0f} TFLOP/s in bf16\n")
+    print(f"{format_plan(rows, peak)}\n")
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in UTILISATION.items())
     print(
         f"GB: weights, and where trained gradients and AdamW's moments, in float32; activations come on top.\n{source}."
