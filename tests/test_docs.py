@@ -1,9 +1,11 @@
 """The README's map against the tree, and files that documents name."""
 
 import re
+from pathlib import Path
 
 import pytest
-from helpers import ROOT
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_map_names_every_module_and_no_other():
