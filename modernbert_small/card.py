@@ -116,8 +116,8 @@ def origins(args: Any) -> dict[str, dict[str, Any]]:
         if not folder or not Path(folder, RUN_FILE).exists():
             continue
         record = read_run(folder)
-        if records.setdefault(record.get("phase", ""), record) is record:
-            waiting += [value.get("path") for value in record.get("inputs", {}).values()]
+        records.setdefault(record.get("phase", ""), record)
+        waiting += [value.get("path") for value in record.get("inputs", {}).values()]
     return records
 
 
