@@ -33,7 +33,7 @@ MODERNBERT_BASE = {
 UTILISATION = {"pre_train": 0.25, "create_distil_dataset": 0.4, "distil_train": 0.2}
 WEIGHTS_BYTES = 4  # float32
 TRAINING_BYTES = 16  # float32: weights, gradients and AdamW's two moments
-_IDS = dict.fromkeys([f"{name}_token_id" for name in ("pad", "cls", "sep", "bos", "eos")], 0)
+_IDS: dict[str, int | None] = dict.fromkeys([f"{name}_token_id" for name in ("pad", "cls", "sep", "bos", "eos")], 0)
 
 
 def full_recipe(path: Path) -> dict[str, dict[str, Any]]:
