@@ -9,7 +9,8 @@ Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, 
 
 The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
 Held-out similarity and NanoBEIR are watched, the best checkpoint by held-out similarity is kept, and student
-and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works.
+and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works; --push_to_hub uploads
+the finished folder, once, also one that an earlier run finished.
 """
 
 import logging
@@ -26,7 +27,7 @@ from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attentio
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
 from modernbert_small.evaluate import account, format_account, is_reduced_teacher
-from modernbert_small.hub import explain_load_errors
+from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, prepare_upload
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.processes import first_process_first, rank
 from modernbert_small.report import write_report
@@ -153,9 +154,11 @@ def main() -> None:
     """Student, labels and teacher in, embedding model out."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
+    upload = prepare_upload(args)
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
-    run = begin("distil_train", output_dir, args.to_dict(), inputs, args.overwrite)
+    run = begin("distil_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
     if run is None:
+        upload(output_dir)
         return
     check_splits(args.train_file)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
@@ -191,6 +194,7 @@ def main() -> None:
     print(
         f"\nheld-out cosine to the labels: {heldout_metrics['eval_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
+    upload(output_dir)
     logger.info('wrote %s; look at %s; next, in Python: SentenceTransformer("%s")', output_dir, report, output_dir)
 
 

@@ -1,19 +1,39 @@
-"""The model card of the final model, from what was measured."""
+"""The model card of the final model, from what was measured and from the run.json of the phases before."""
 
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from modernbert_small.artefacts import RUN_FILE, read_run
 from modernbert_small.evaluate import format_account
+from modernbert_small.sources import KNOWN_SOURCES
+
+# What their publishers say. Of a source that is not here, no licence is known.
+LICENCES = {
+    "msmarco": "MS MARCO, for non-commercial research only (https://microsoft.github.io/msmarco/)",
+    "finewiki": "Wikipedia, CC BY-SA 4.0",
+}
+# What describes the model; the rest of a phase's settings says how it was run.
+_RECIPE = {
+    "create_dataset": ("sources", "max_seq_length", "max_rows_per_source", "decontaminate"),
+    "init_model_mlm": (
+        "teacher_name_or_path",
+        "init",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ),
+    "pre_train": ("mlm_probability", "tokens_per_batch", "num_train_epochs", "max_steps", "learning_rate"),
+    "create_distil_dataset": ("teacher_name_or_path", "embedding_dim", "pca_sample_size"),
+    "distil_train": ("max_seq_length", "tokens_per_batch", "num_train_epochs", "max_steps", "learning_rate"),
+}
 
 _TEMPLATE = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- feature-extraction
-- sentence-similarity
-- distillation
-- modernbert
+{metadata}
 ---
 
 # {name}
@@ -32,6 +52,28 @@ documents = model.encode_document(["Plants turn light into chemical energy.", "T
 print(model.similarity(queries, documents))
 ```
 
+The student's vectors lie in the space of its reduced teacher: embed documents once with the teacher, queries with the
+small model.
+
+```python
+teacher = SentenceTransformer("{reduced_teacher}")
+print(model.similarity(queries, teacher.encode_document(["Plants turn light into chemical energy."])))
+```
+
+The first values say most. Shorter vectors:
+
+```python
+model = SentenceTransformer("{name}", truncate_dim={half})
+```
+
+A byte for each value, scaled by a sample of your documents' vectors:
+
+```python
+from sentence_transformers.util import quantize_embeddings
+
+small = quantize_embeddings(documents, precision="int8", calibration_embeddings=documents)
+```
+
 ## Quality
 
 Held-out cosine to the teacher's vectors: {similarity:.4f}.
@@ -42,14 +84,101 @@ What is kept is nDCG@10 over the teacher's, the mean over the sets, with a 95 % 
 
 ## Training
 
-{rows:,} texts labelled by the teacher, {steps:,} steps of about {tokens_per_batch:,} tokens, mean squared error to
-the labels, peak learning rate {learning_rate}, {scheduler} schedule.
+{rows:,} texts labelled by the teacher, {steps:,} steps, mean squared error to the labels. The recipe, as far as it
+describes the model:
+
+```yaml
+{recipe}
+```
+
+## Data
+
+{data}
 
 ## Limits
 
-It knows what its corpus and its teacher know. The sets above are small; measure on your own data before you rely
-on it.
+It knows what its corpus and its teacher know, their language and their bias among it; texts beyond {max_seq_length}
+tokens are cut. The sets above are small: measure on your own data before you rely on it. What the licences of the data
+and of the models that it was made from allow, it allows too, and no more.
 """
+
+
+def origins(args: Any) -> dict[str, dict[str, Any]]:
+    """The records of the phases that a model came from, by phase, as far as their folders are still there.
+
+    Args:
+        args: phase 5's settings.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    waiting = [args.model_name_or_path, args.train_file, args.teacher_name_or_path]
+    while waiting:
+        folder = waiting.pop()
+        if not folder or not Path(folder, RUN_FILE).exists():
+            continue
+        record = read_run(folder)
+        records.setdefault(record.get("phase", ""), record)
+        waiting += [value.get("path") for value in record.get("inputs", {}).values()]
+    return records
+
+
+def metadata(name: str, account: dict[str, Any], records: dict[str, dict[str, Any]]) -> ModelCardData:
+    """The front matter: what the hub and sentence-transformers read.
+
+    Args:
+        name: of the model.
+        account: of `evaluate`; the student's rows become results.
+        records: of `origins`; hub ids become base models and datasets.
+    """
+    inputs = [record.get("inputs", {}) for record in records.values()]
+    base_models = {one["teacher"]["hub_id"] for one in inputs if "hub_id" in one.get("teacher", {})}
+    sources = records.get("create_dataset", {}).get("inputs", {})
+    datasets = [sources[source]["hub_id"] for source in KNOWN_SOURCES if "hub_id" in sources.get(source, {})]
+    kinds = {
+        "retrieval": ("Information Retrieval", "cosine_ndcg@10", "Cosine Ndcg@10"),
+        "pairs": ("Semantic Similarity", "spearman_cosine", "Spearman Cosine"),
+    }
+    results = [
+        EvalResult(task.lower().replace(" ", "-"), dataset, dataset, metric, score, task, metric_name=metric_name)
+        for kind, (task, metric, metric_name) in kinds.items()
+        for row in account[kind]
+        if row["system"] == "student"
+        for dataset, score in row["scores"].items()
+    ]
+    return ModelCardData(
+        model_name=name,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "distillation", "modernbert"],
+        base_model=sorted(base_models) or None,
+        datasets=datasets or None,
+        eval_results=results or None,
+    )
+
+
+def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
+    """What describes the model, section by section as in a recipe file."""
+    settings = {phase: record["settings"] for phase, record in records.items() if phase in _RECIPE}
+    settings["distil_train"] = {key: getattr(args, key) for key in _RECIPE["distil_train"]}
+    sections = {
+        phase: {key: settings[phase][key] for key in keys if settings[phase].get(key) not in (None, -1)}
+        for phase, keys in _RECIPE.items()
+        if phase in settings
+    }
+    return yaml.safe_dump(sections, sort_keys=False, width=1000).strip()
+
+
+def data_table(records: dict[str, dict[str, Any]]) -> str:
+    """The corpus's sources, how much of each, and their licences."""
+    corpus = records.get("create_dataset")
+    if corpus is None:
+        return "The corpus's record is not beside the labels any more."
+    lines = ["| source | from | texts | licence |", "| --- | --- | ---: | --- |"]
+    for source in dict.fromkeys(row["source"] for row in corpus["by_source"]):
+        texts = sum(row["rows"] for row in corpus["by_source"] if row["source"] == source)
+        origin = corpus["inputs"].get(source, {}).get("hub_id", "local files")
+        licence = LICENCES.get(source, "not known") if origin != "local files" else "its owner's"
+        lines.append(f"| {source} | {origin} | {texts:,} | {licence} |")
+    return "\n".join(lines)
 
 
 def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int) -> None:
@@ -61,18 +190,22 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         record: phase 5's measurements.
         width: of the embeddings.
     """
-    comparison = format_account(record["account"]) or "No evaluation set was given."
+    name = folder.name.removesuffix(".partial")
+    records = origins(args)
+    labels = records.get("create_distil_dataset", {}).get("settings", {})
     text = _TEMPLATE.format(
-        name=folder.name.removesuffix(".partial"),
+        metadata=metadata(name, record["account"], records).to_yaml(),
+        name=name,
         max_seq_length=args.max_seq_length,
         width=width,
-        teacher=args.teacher_name_or_path,
+        half=width // 2,
+        teacher=labels.get("teacher_name_or_path", args.teacher_name_or_path),
+        reduced_teacher=args.teacher_name_or_path,
         similarity=record["heldout_similarity"],
-        comparison=comparison,
+        comparison=format_account(record["account"]) or "No evaluation set was given.",
         rows=record["rows"]["train"],
         steps=record["steps"],
-        tokens_per_batch=args.tokens_per_batch,
-        learning_rate=args.learning_rate,
-        scheduler=args.lr_scheduler_type,
+        recipe=recipe(args, records),
+        data=data_table(records),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

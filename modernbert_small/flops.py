@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from transformers import ModernBertConfig
 
 # Dense bf16 tensor-core rates from NVIDIA's data sheets, FLOP/s. Longer names first: "L40S" holds "L4".
-_PEAK_RATES = {
+PEAK_RATES = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -50,4 +50,4 @@ def peak_flops_per_second(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((rate for known, rate in _PEAK_RATES.items() if known in name), None)
+    return next((rate for known, rate in PEAK_RATES.items() if known in name), None)
