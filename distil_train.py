@@ -30,7 +30,7 @@ from modernbert_small.evaluate import account, format_account, is_reduced_teache
 from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, prepare_upload
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.processes import first_process_first, rank
-from modernbert_small.report import write_report
+from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
@@ -158,6 +158,8 @@ def main() -> None:
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     run = begin("distil_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
     if run is None:
+        if not (Path(output_dir) / REPORT_FILE).exists():  # killed between the model and its report
+            write_report(output_dir)
         upload(output_dir)
         return
     check_splits(args.train_file)
