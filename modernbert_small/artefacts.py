@@ -229,7 +229,7 @@ def check_shards(folder: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """xxh3-128 over names and bytes of a file, or of a folder's files less run.json, logs and checkpoints."""
+    """xxh3-128 over names and bytes of a file, or of a folder's files less run.json, report.html, logs and checkpoints."""
     digest = xxhash.xxh3_128()
     files = (
         [path]
@@ -245,7 +245,7 @@ def content_hash(path: Path) -> str:
 
 
 def _is_by_product(relative: Path) -> bool:
-    return relative.name == RUN_FILE or any(
+    return relative.name in (RUN_FILE, "report.html") or any(
         part.startswith((".", "checkpoint-")) or part in ("runs", "eval") for part in relative.parts
     )
 
