@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT, SENTENCES, load_script, tiny_modernbert, tiny_sentence_transformer
+from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer
 from safetensors.torch import load_file
 from test_retrieval import write_set
+
+from modernbert_small.checkpoints import last_whole_checkpoint
 
 LAUNCH = ROOT / "tests" / "launch.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -108,7 +110,4 @@ def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_tw
     assert run.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "another process of this run has ended; what was saved is kept; go on with: torchrun --nproc" in line
-    assert load_script(PHASE_3)
-    from modernbert_small.checkpoints import last_whole_checkpoint
-
     assert last_whole_checkpoint(partial) is not None
