@@ -134,6 +134,9 @@ def _recipe_words(parser: _Parser, recipe: Path, section: str) -> list[str]:
             raise UserError(f"{recipe}: {section}: unknown key {key!r}{_suggestion(key, parser)}")
         if value is None:
             continue
+        if value == []:  # no words say "none of them" to argparse
+            parser.set_defaults(**{key: []})
+            continue
         items = value if isinstance(value, list) else [value]
         words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
     return words

@@ -72,6 +72,13 @@ def recipe(tmp_path, text):
     return str(path)
 
 
+def test_a_recipe_can_empty_a_list(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("pre_train:\n  names: []\n")
+    recipe = ["--config", str(tmp_path / "recipe.yaml")]
+    assert parse_settings(Toy, "pre_train", None, recipe).names == []
+    assert parse_settings(Toy, "pre_train", None, [*recipe, "--names", "b"]).names == ["b"]
+
+
 def test_command_line_beats_recipe_beats_default(tmp_path):
     path = recipe(
         tmp_path, "pre_train:\n  seed: 1\n  learning_rate: 5e-4\n  names: [x, y]\ncreate_dataset: {seed: 9}\n"
