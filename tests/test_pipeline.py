@@ -235,7 +235,8 @@ def test_an_unreachable_tokenizer_and_teacher_are_named(finished, tmp_path, caps
     assert corpus.returncode == 2
     assert "answerdotai/ModernBERT-base" in corpus.stderr
     assert "--tokenizer_name_or_path" in corpus.stderr
-    labels = run_in_process(SCRIPTS[3], tmp_path, capsys, "--train_file", str(folder / "data/corpus"))
+    small = ["--embedding_dim", "16", "--train_file", str(folder / "data/corpus")]
+    labels = run_in_process(SCRIPTS[3], tmp_path, capsys, *small)
     assert labels.returncode == 2
     assert "Alibaba-NLP/gte-modernbert-base" in labels.stderr
     assert "--teacher_name_or_path" in labels.stderr
