@@ -229,7 +229,7 @@ def check_shards(folder: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """xxh3-128 over names and bytes of a file, or of a folder's files less run.json, report.html, logs and checkpoints."""
+    """xxh3-128 over names and bytes of a file, or of a folder's files less records, reports, logs and checkpoints."""
     digest = xxhash.xxh3_128()
     files = (
         [path]
