@@ -180,7 +180,7 @@ def distillation(record: Record) -> Html:
             *_training_tiles(record),
         ),
         figures(
-            _curves(record, "mse", _LOSSES, "Squared distance", "Loss.", "Mean over a vector’s values."),
+            _curves(record, "mse", _LOSSES, "Squared distance", "Loss.", "Squared distance to the labels."),
             _curves(record, "similarity", similarity, "Mean cosine", "Similarity to the labels."),
             figure(lines("retrieval", retrieval, "Step", "nDCG@10"), "Retrieval.") if retrieval else "",
             _curves(record, "rate", _RATE, "Learning rate", "Schedule."),
