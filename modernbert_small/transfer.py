@@ -89,14 +89,15 @@ def choose_layers(teacher_types: Sequence[str], student_types: Sequence[str]) ->
 class _Recorder:
     """Second moments of what a teacher computes over the sample.
 
-    stream: (L_T + 1, D_T, D_T), of LN(h) before each layer and after the last. heads: for each layer the inputs
-    of attention's Wo (D_T, D_T). neurons: for each layer the mean squares of the MLP's Wo's inputs (I_T,).
+    stream: (L_T + 1, D_T, D_T), of LN(h) before each layer and after the last. heads: for each layer and head what
+    attention's Wo reads of it (d, d). neurons: for each layer the mean squares of the MLP's Wo's inputs (I_T,).
     """
 
     def __init__(self, model: ModernBertModel) -> None:
         D = model.config.hidden_size
         self.stream = torch.zeros(len(model.layers) + 1, D, D, dtype=torch.float64)
-        self.heads = torch.zeros(len(model.layers), D, D, dtype=torch.float64)
+        n_heads = model.config.num_attention_heads
+        self.heads = torch.zeros(len(model.layers), n_heads, D // n_heads, D // n_heads, dtype=torch.float64)
         self.neurons = torch.zeros(len(model.layers), model.config.intermediate_size, dtype=torch.float64)
         self.model = model
 
@@ -107,7 +108,8 @@ class _Recorder:
             for index, layer in enumerate(self.model.layers):
                 self._add(self.stream[index], _normalised(h))
                 x = _attention_input(self.model, index, h, batch)
-                self._add(self.heads[index], x)
+                by_head = x[0].double().unflatten(1, self.heads.shape[1:3]).transpose(0, 1)
+                self.heads[index] += (by_head.transpose(1, 2) @ by_head).to(self.heads.device)
                 h = h + layer.attn.Wo(x)
                 x = _mlp_input(layer, h)
                 self.neurons[index] += x[0].double().square().sum(0).cpu()
@@ -158,15 +160,15 @@ def stream_basis(moments: Tensor, size: int) -> Tensor:
     return mean_free_basis(size) @ B.T
 
 
-def select_heads(moment: Tensor, Wo: Tensor, wanted: int, head_dim: int) -> list[int]:
+def select_heads(moments: Tensor, Wo: Tensor, wanted: int) -> list[int]:
     """The heads that write most: largest E|Wo_h o_h|^2 = tr(Wo_h E[o_h o_h^T] Wo_h^T).
 
     Args:
-        moment: (D_T, D_T), second moments of Wo's input.
-        Wo: (D, D_T).
+        moments: (H, d, d), second moments of each head's part of Wo's input.
+        Wo: (D, H * d).
     """
-    blocks = [slice(first, first + head_dim) for first in range(0, len(moment), head_dim)]
-    sizes = torch.stack([((Wo[:, b] @ moment[b, b]) * Wo[:, b]).sum() for b in blocks])
+    parts = Wo.unflatten(1, moments.shape[:2]).transpose(0, 1)  # (H, D, d)
+    sizes = ((parts @ moments) * parts).sum((1, 2))
     return sorted(sizes.topk(wanted).indices.tolist())
 
 
@@ -249,7 +251,7 @@ def _cut_layer(
         heads = select_uniformly(T.num_attention_heads, S.num_attention_heads)
         neurons = select_uniformly(T.intermediate_size, S.intermediate_size)
     else:
-        heads = select_heads(recorder.heads[source], P @ attn_Wo, S.num_attention_heads, head_dim)
+        heads = select_heads(recorder.heads[source], P @ attn_Wo, S.num_attention_heads)
         neurons = select_neurons(recorder.neurons[source], P @ mlp_Wo, S.intermediate_size)
     full_width = P.shape[0] == P.shape[1]
     if index == 0:  # reads the embeddings, not normed again

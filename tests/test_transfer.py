@@ -179,7 +179,8 @@ def test_importance_is_the_mean_square_of_what_is_written():
     o, Wo = rng.normal(size=(200, 12)) * np.repeat([1.0, 3, 2], 4), rng.normal(size=(5, 12))
     written = [((o[:, b] @ Wo[:, b].T) ** 2).sum() for b in (slice(0, 4), slice(4, 8), slice(8, 12))]
     two = sorted(np.argsort(written)[-2:].tolist())
-    assert select_heads(torch.from_numpy(o.T @ o), torch.from_numpy(Wo), 2, 4) == two
+    moments = torch.stack([torch.from_numpy(o[:, b].T @ o[:, b]) for b in (slice(0, 4), slice(4, 8), slice(8, 12))])
+    assert select_heads(moments, torch.from_numpy(Wo), 2) == two
     neurons = [np.square(np.outer(o[:, i], Wo[:, i])).sum() for i in range(12)]
     expected = sorted(np.argsort(neurons)[-5:].tolist())
     assert select_neurons(torch.from_numpy((o**2).sum(0)), torch.from_numpy(Wo), 5) == expected
