@@ -174,8 +174,8 @@ def start_student(
     if variant.init == "all_layers":
         batches = sample_batches(dataset, SAMPLE_TOKENS, seed, device())
         projection, kept = transfer_all_layers(student, teacher, batches, variant.parts)
-        return student, {"projection": projection, "teacher_layers": kept}
-    _, projection, kept = phase.transfer(args, student, teacher, tokenizer)
+    else:
+        _, projection, kept = phase.transfer(args, student, teacher, tokenizer)
     return student, {"projection": projection, "teacher_layers": kept}
 
 

@@ -261,11 +261,6 @@ def _row(
     }
 
 
-def retention(record: dict[str, Any], system: str = "student") -> float | None:
-    """Of a system in an account, None if no retrieval set was measured."""
-    return next((row["retention"] for row in record["retrieval"] if row["system"] == system), None)
-
-
 def format_account(record: dict[str, Any]) -> str:
     """Markdown tables: nDCG@10 by step, Spearman, cost."""
     blocks = []
