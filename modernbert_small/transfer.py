@@ -107,10 +107,10 @@ class _Recorder:
             h = self.model.embeddings(batch["input_ids"])
             for index, layer in enumerate(self.model.layers):
                 self._add(self.stream[index], _normalised(h))
-                x = _attention_input(self.model, index, h, batch)
+                x, written = _attention(self.model, index, h, batch)
                 by_head = x[0].double().unflatten(1, self.heads.shape[1:3]).transpose(0, 1)
                 self.heads[index] += (by_head.transpose(1, 2) @ by_head).to(self.heads.device)
-                h = h + layer.attn.Wo(x)
+                h = h + written
                 x = _mlp_input(layer, h)
                 self.neurons[index] += x[0].double().square().sum(0).cpu()
                 h = h + layer.mlp.Wo(x)
@@ -126,16 +126,16 @@ def _normalised(h: Tensor) -> Tensor:
     return layer_norm(h, h.shape[-1:])
 
 
-def _attention_input(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, Any]) -> Tensor:
-    """What attention's Wo reads (1, T, D), of a stream h (1, T, D)."""
+def _attention(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What attention's Wo reads and what it writes, both (1, T, D), of a stream h (1, T, D)."""
     layer = model.layers[index]
     seen: list[Tensor] = []
     hook = layer.attn.Wo.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     packed = {name: value for name, value in batch.items() if name.startswith(("cu_seq", "max_length"))}
     rotary = model.rotary_emb(h, batch["position_ids"], layer.attention_type)
-    layer.attn(layer.attn_norm(h), position_embeddings=rotary, attention_mask=None, **packed)
+    written, _ = layer.attn(layer.attn_norm(h), position_embeddings=rotary, attention_mask=None, **packed)
     hook.remove()
-    return seen[0]
+    return seen[0], written
 
 
 def _mlp_input(layer: torch.nn.Module, h: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def transfer_all_layers(
     if S.hidden_size // S.num_attention_heads != head_dim:
         raise ValueError(f"student head_dim {S.hidden_size // S.num_attention_heads}, teacher {head_dim}: must agree")
     recorder = _Recorder(teacher.model)
-    recorder.run(batches)
+    recorder.run(batches[::2])  # moments need fewer tokens than regressions do
     kept = choose_layers(T.layer_types, S.layer_types)
     if parts.stream_basis:
         P = stream_basis(recorder.stream.sum(0), S.hidden_size)
@@ -298,21 +298,17 @@ def _walk(
     h_T = [T.embeddings(batch["input_ids"]) for batch in batches]
     for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(T.layers)], strict=True)):
         layer = S.layers[index]
-        middle = [h + _attention_output(T, source, h, batch) for h, batch in zip(h_T, batches, strict=True)]
-        inputs = [_attention_input(S, index, h, batch) for h, batch in zip(h_S, batches, strict=True)]
+        middle = [h + _attention(T, source, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
+        inputs = [_attention(S, index, h, batch)[0] for h, batch in zip(h_S, batches, strict=True)]
         h_S = _write(layer.attn.Wo, h_S, inputs, middle if heal else None, P)
 
         h_T = [h + T.layers[source].mlp.Wo(_mlp_input(T.layers[source], h)) for h in middle]
         for skipped in range(source + 1, following):
-            h_T = [h + _attention_output(T, skipped, h, batch) for h, batch in zip(h_T, batches, strict=True)]
+            h_T = [h + _attention(T, skipped, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
             h_T = [h + T.layers[skipped].mlp.Wo(_mlp_input(T.layers[skipped], h)) for h in h_T]
         inputs = [_mlp_input(layer, h) for h in h_S]
         h_S = _write(layer.mlp.Wo, h_S, inputs, h_T if heal else None, P)
     return h_S, h_T
-
-
-def _attention_output(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, Any]) -> Tensor:
-    return model.layers[index].attn.Wo(_attention_input(model, index, h, batch))
 
 
 def _write(
