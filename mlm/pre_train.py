@@ -8,7 +8,8 @@ Out:  checkpoints/mlm, which ModernBertForMaskedLM.from_pretrained loads, with t
     python mlm/pre_train.py --tokens_per_batch 4096 --max_steps 200   # a laptop
 
 30 % of the tokens are hidden, as ModernBERT does (https://arxiv.org/abs/2412.13663). Rows are packed, with
-no padding, and logits exist at hidden tokens only. Every flag of transformers' TrainingArguments works.
+no padding, and logits exist at hidden tokens only. Every flag of transformers' TrainingArguments works;
+--push_to_hub uploads the finished folder, once, also one that an earlier run finished.
 """
 
 import logging
@@ -26,7 +27,7 @@ from transformers import (
 
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
-from modernbert_small.hub import explain_load_errors, load_tokenizer
+from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, load_tokenizer, prepare_upload
 from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank
@@ -137,9 +138,11 @@ def main() -> None:
     """Student and corpus in, trained student out."""
     args = parse_settings(PreTrainArguments, "pre_train", __doc__)
     output_dir = args.output_dir
+    upload = prepare_upload(args)
     inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
-    run = begin("pre_train", output_dir, args.to_dict(), inputs, args.overwrite)
+    run = begin("pre_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
     if run is None:
+        upload(output_dir)
         return
     check_splits(args.train_file)
     student, tokenizer = load_student(args)
@@ -172,6 +175,7 @@ def main() -> None:
             "truncated_rows": train_data.store.truncated,
         }
     )
+    upload(output_dir)
     logger.info("wrote %s; next: python create_distil_dataset.py", output_dir)
 
 

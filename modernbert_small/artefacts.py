@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -229,18 +230,25 @@ def check_shards(folder: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """xxh3-128 over names and bytes of a file, or of a folder's files less records, reports, logs and checkpoints."""
+    """xxh3-128 of a file, or over names and hashes of a folder's files less records, reports, logs and checkpoints."""
+    if path.is_file():
+        status = path.stat()
+        return _file_hash(path, status.st_size, status.st_mtime_ns)
     digest = xxhash.xxh3_128()
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.rglob("*") if p.is_file() and not _is_by_product(p.relative_to(path)))
-    )
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if file.is_file() and not _is_by_product(relative):
+            digest.update(f"{relative.as_posix()}\0{content_hash(file)}\0".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _file_hash(path: Path, size: int, modified_ns: int) -> str:
+    """Each file is read once: shards are checked, named in run.json, and are the key of cached tokens and labels."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from modernbert_small.artefacts import RUN_FILE, read_run
 from modernbert_small.evaluate import format_account
+from modernbert_small.report import find_records
 from modernbert_small.sources import KNOWN_SOURCES
 
 # What their publishers say. Of a source that is not here, no licence is known.
@@ -103,31 +103,13 @@ and of the models that it was made from allow, it allows too, and no more.
 """
 
 
-def origins(args: Any) -> dict[str, dict[str, Any]]:
-    """The records of the phases that a model came from, by phase, as far as their folders are still there.
-
-    Args:
-        args: phase 5's settings.
-    """
-    records: dict[str, dict[str, Any]] = {}
-    waiting = [args.model_name_or_path, args.train_file, args.teacher_name_or_path]
-    while waiting:
-        folder = waiting.pop()
-        if not folder or not Path(folder, RUN_FILE).exists():
-            continue
-        record = read_run(folder)
-        records.setdefault(record.get("phase", ""), record)
-        waiting += [value.get("path") for value in record.get("inputs", {}).values()]
-    return records
-
-
 def metadata(name: str, account: dict[str, Any], records: dict[str, dict[str, Any]]) -> ModelCardData:
     """The front matter: what the hub and sentence-transformers read.
 
     Args:
         name: of the model.
         account: of `evaluate`; the student's rows become results.
-        records: of `origins`; hub ids become base models and datasets.
+        records: of `report.find_records`; hub ids become base models and datasets.
     """
     inputs = [record.get("inputs", {}) for record in records.values()]
     base_models = {one["teacher"]["hub_id"] for one in inputs if "hub_id" in one.get("teacher", {})}
@@ -157,7 +139,7 @@ def metadata(name: str, account: dict[str, Any], records: dict[str, dict[str, An
 
 def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
     """What describes the model, section by section as in a recipe file."""
-    settings = {phase: record["settings"] for phase, record in records.items() if phase in _RECIPE}
+    settings = {record["phase"]: record["settings"] for record in records.values()}
     settings["distil_train"] = {key: getattr(args, key) for key in _RECIPE["distil_train"]}
     sections = {
         phase: {key: settings[phase][key] for key in keys if settings[phase].get(key) not in (None, -1)}
@@ -191,8 +173,8 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         width: of the embeddings.
     """
     name = folder.name.removesuffix(".partial")
-    records = origins(args)
-    labels = records.get("create_distil_dataset", {}).get("settings", {})
+    records = find_records([args.model_name_or_path, args.train_file, args.teacher_name_or_path])
+    labels = records.get("labels", {}).get("settings", {})
     text = _TEMPLATE.format(
         metadata=metadata(name, record["account"], records).to_yaml(),
         name=name,

@@ -54,7 +54,6 @@ class PackedTrainerMixin:
     model: Any
     state: Any
     train_dataset: Any
-    _push_from_checkpoint: Any
     _losses_are_finite = True  # of the step in progress
     _skipped_in_a_row = 0
 
@@ -136,7 +135,7 @@ class PackedTrainerMixin:
             raise UserError(f"{error}; {self._last_good()}") from error
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         aside = folder / _UNFINISHED
-        changed = {"output_dir": str(aside), "save_total_limit": None, "push_to_hub": False}
+        changed = {"output_dir": str(aside), "save_total_limit": None}
         asked = {setting: getattr(self.args, setting) for setting in changed}
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
@@ -158,8 +157,6 @@ class PackedTrainerMixin:
             shutil.rmtree(aside)
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         wait_for_all()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder / name))
 
     def _sampler(self, dataset: _PackedDataset, shuffle: bool) -> PackedSampler:
         try:
