@@ -8,7 +8,7 @@ Out:  data/distil: the corpus's rows as `sentence`, with `label`, a float16 unit
     torchrun --nproc_per_node 4 create_distil_dataset.py                     # four
     python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 4096   # a CPU
 
-A random sample is encoded, the projection fitted on it and added to the teacher as a Dense module; then all
+A random sample is encoded, the projection fitted on it and added to the teacher as a Dense module; then all other
 rows are labelled in batches of similar length, shard by shard, so that a killed run goes on at the first
 missing shard. LEAF (https://arxiv.org/abs/2509.12539) is the recipe to train on such labels.
 """
@@ -31,7 +31,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from modernbert_small.artefacts import Run, begin, describe_shards
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduced_teacher
-from modernbert_small.labels import Labeller, read_blocks, sample_texts, write_shard
+from modernbert_small.labels import Labeller, Sample, read_blocks, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.prefetch import ahead
 from modernbert_small.processes import rank, wait_for_all, world_size
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_SHARD = 32_768  # what a killed run may lose: seconds on a GPU, minutes on a CPU
 QUALITY_ROWS = 2_000  # held-out texts whose cosines and neighbours measure the projection
 COLUMNS = ("text", "source", "kind")
+SAMPLE_FILE = "sample.npz"  # in the unfinished output folder
 
 
 @dataclass
@@ -104,19 +105,21 @@ def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) ->
 
 
 def reduce_teacher(
-    teacher: SentenceTransformer, args: DistilDatasetArguments
+    teacher: SentenceTransformer, args: DistilDatasetArguments, sample_file: Path
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
-    """Fit the projection, append it to the teacher, and measure what it keeps on held-out texts."""
+    """Fit the projection, append it to the teacher, measure what it keeps on held-out texts, save the sample."""
     labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
-    heldout = labeller.embed(labeller.tokenize(*sample_texts(args.train_file, "validation", QUALITY_ROWS, args.seed)))
+    _, texts, kinds = sample_texts(args.train_file, "validation", QUALITY_ROWS, args.seed)
+    heldout = labeller.embed(labeller.tokenize(texts, kinds))
     if heldout.shape[1] == args.embedding_dim:
         logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
         return _with_modules(teacher, []), {"projection": None}
-    texts, kinds = sample_texts(args.train_file, "train", args.pca_sample_size, args.seed)
+    rows, texts, kinds = sample_texts(args.train_file, "train", args.pca_sample_size, args.seed)
     logger.info("fitting %d -> %d on %s texts", heldout.shape[1], args.embedding_dim, f"{len(texts):,}")
     with ProgressBar(len(texts), "embedding the sample", "text") as bar:
         sample = labeller.embed(labeller.tokenize(texts, kinds), bar)
     basis, energy = fit_projection(sample, args.embedding_dim)
+    Sample(rows, (sample @ basis).astype(np.float32)).save(sample_file)
     after = unit_vectors(heldout) @ basis
     quality = {
         width: projection_quality(heldout, after[:, :width])
@@ -131,6 +134,7 @@ def reduce_teacher(
         "heldout_texts": len(heldout),
         "quality": quality,
         "spectrum": [round(float(share), 8) for share in energy],
+        **labeller.speed,
     }
     logger.info("explained energy %.2f %%; on %d held-out texts:", 100 * energy.sum(), len(heldout))
     for width, kept in quality.items():
@@ -156,14 +160,14 @@ def _with_modules(teacher: SentenceTransformer, more: list[torch.nn.Module]) -> 
 
 
 def save_reduced_teacher(
-    teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str]
+    teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str], sample_file: Path
 ) -> SentenceTransformer:
     """The reduced teacher, made now or found where an interrupted run left it."""
     run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
     if run is not None:
         run.start()
         if rank() == 0:
-            teacher, report = reduce_teacher(teacher, args)
+            teacher, report = reduce_teacher(teacher, args, sample_file)
             require_finite(teacher, "the reduced teacher")
             teacher.save_pretrained(str(run.folder))
             run.finish(report)
@@ -173,7 +177,7 @@ def save_reduced_teacher(
     return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
 
 
-def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str) -> None:
+def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str, known: Sample) -> None:
     """Label one split, tokenising the next shard while the device works on this one; processes deal the shards."""
     files = split_files(args.train_file, split)
     total = count_rows(files)
@@ -181,9 +185,10 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
     paths = [run.folder / f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
     blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
     with ProgressBar(total, f"labelling {split}") as bar:
-        for path, table, rows in ahead(tokenized(labeller, blocks)):
+        for index, (path, table, rows) in enumerate(ahead(tokenized(labeller, blocks))):
             if rows:
-                write_shard(path, table, labeller.embed(rows, bar), args.embedding_dim, sum(map(len, rows)))
+                vectors = labeller.embed_rest(rows, known.within(index * ROWS_PER_SHARD, len(rows)), bar)
+                write_shard(path, table, vectors, args.embedding_dim, sum(map(len, rows)))
             else:
                 bar.update(len(table), "labelled before or elsewhere")
 
@@ -215,17 +220,19 @@ def main() -> None:
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)
     run.start()
-    reduced = save_reduced_teacher(teacher, args, inputs)
+    sample_file = run.folder / SAMPLE_FILE
+    reduced = save_reduced_teacher(teacher, args, inputs, sample_file)
     if rank() == 0:
         ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
         print(format_account(ceiling))
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
-    for split in ("validation", "train"):
-        label_split(labeller, args, run, split)
+    label_split(labeller, args, run, "validation", Sample.none(args.embedding_dim))
+    label_split(labeller, args, run, "train", Sample.load(sample_file, args.embedding_dim))
 
     wait_for_all()
     if rank() > 0:
         return
+    sample_file.unlink(missing_ok=True)
     run.finish(
         {
             "ceiling": ceiling,

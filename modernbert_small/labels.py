@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,8 +40,12 @@ def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Ite
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[list[str], list[str]]:
-    """Texts and kinds of a random sample of a corpus's split, the whole split if it is smaller."""
+def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """A random sample of a corpus's split, the whole split if it is smaller.
+
+    Returns:
+        The rows' positions, ascending; their texts; their kinds.
+    """
     files = split_files(data, split)
     chosen = np.sort(np.random.default_rng(seed).permutation(count_rows(files))[:size])
     texts: list[str] = []
@@ -52,7 +57,40 @@ def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[list[str]
         texts += picked["text"].to_pylist()
         kinds += picked["kind"].to_pylist()
         first += len(table)
-    return texts, kinds
+    return chosen, texts, kinds
+
+
+class Sample(NamedTuple):
+    """Vectors that fitting the projection has made already.
+
+    rows: (n,), ascending positions in the training split. vectors: (n, D) float32.
+    """
+
+    rows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write both, for the other processes and for a run that goes on."""
+        with path.open("wb") as stream:
+            np.savez(stream, rows=self.rows, vectors=self.vectors)
+
+    @classmethod
+    def none(cls, width: int) -> "Sample":
+        """Of no rows."""
+        return cls(np.empty(0, np.int64), np.empty((0, width), np.float32))
+
+    @classmethod
+    def load(cls, path: Path, width: int) -> "Sample":
+        """What was saved; no rows where nothing was."""
+        if not path.exists():
+            return cls.none(width)
+        with np.load(path) as saved:
+            return cls(saved["rows"], saved["vectors"])
+
+    def within(self, first: int, count: int) -> "Sample":
+        """The part in `count` rows from `first` on, counted from there."""
+        part = slice(*np.searchsorted(self.rows, (first, first + count)))
+        return Sample(self.rows[part] - first, self.vectors[part])
 
 
 def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
@@ -118,10 +156,12 @@ class Labeller:
 
     @property
     def speed(self) -> dict[str, float]:
-        """For run.json: tokens a second and the share of padding, of all that was embedded so far."""
+        """For run.json: tokens a second and the share of padding, of all that was embedded so far, if anything was."""
+        if not self.tokens:
+            return {}
         return {
-            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
-            "padding_share": round(1 - self.tokens / self.positions, 4) if self.positions else 0.0,
+            "tokens_per_second": round(self.tokens / self.seconds),
+            "padding_share": round(1 - self.tokens / self.positions, 4),
         }
 
     @property
@@ -164,6 +204,25 @@ class Labeller:
             if bar is not None:
                 bar.update(len(batch), self.speed_text)
         assert out is not None, "no rows"
+        return out
+
+    def embed_rest(
+        self, rows: Sequence[NDArray[np.int64]], known: Sample, bar: ProgressBar | None = None
+    ) -> NDArray[np.float32]:
+        """As `embed`, of the rows that are not known.
+
+        Args:
+            rows: what `tokenize` gives.
+            known: vectors of some of these rows.
+            bar: told of each batch of rows.
+        """
+        out = np.empty((len(rows), known.vectors.shape[1]), np.float32)
+        out[known.rows] = known.vectors
+        missing = np.setdiff1d(np.arange(len(rows)), known.rows)
+        if bar is not None:
+            bar.update(len(known.rows), "")
+        if len(missing):
+            out[missing] = self.embed([rows[index] for index in missing], bar)
         return out
 
     def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:

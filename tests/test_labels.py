@@ -9,7 +9,7 @@ from helpers import SENTENCES, tiny_sentence_transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from modernbert_small import labels
-from modernbert_small.labels import Labeller, read_blocks
+from modernbert_small.labels import Labeller, Sample, read_blocks
 from modernbert_small.settings import UserError
 
 CPU = torch.device("cpu")
@@ -33,6 +33,24 @@ def test_labels_are_what_encode_gives(tmp_path, architecture, tokens_per_batch):
     padded = architecture == "bert" and tokens_per_batch > 1
     assert (labeller.speed["padding_share"] > 0) == padded
     assert labeller.speed["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("known_rows", [[], [0, 3], [4, 6, 9, 11], list(range(5, 11))])
+def test_what_the_sample_has_is_not_embedded_again(tmp_path, known_rows):
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    labeller = Labeller(teacher, CPU, 100, "auto")
+    first, rows = 5, labeller.tokenize(TEXTS[:6], ["document"] * 6)
+    expected = labeller.embed(rows)
+    marked = np.full((len(known_rows), expected.shape[1]), 7, np.float32)
+    Sample(np.array(known_rows, np.int64), marked).save(tmp_path / "sample.npz")
+    known = Sample.load(tmp_path / "sample.npz", expected.shape[1]).within(first, len(rows))
+    tokens_before = labeller.tokens
+    got = labeller.embed_rest(rows, known)
+    inside = np.isin(np.arange(first, first + len(rows)), known_rows)
+    np.testing.assert_array_equal(got[inside], 7)
+    np.testing.assert_allclose(got[~inside], expected[~inside], atol=2e-6)
+    embedded = sum(len(row) for row, is_known in zip(rows, inside, strict=True) if not is_known)
+    assert labeller.tokens - tokens_before == embedded
 
 
 def test_special_tokens_in_a_text_are_not_special(tmp_path):
