@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 
-from modernbert_small.artefacts import Run, begin, describe_shards
+from modernbert_small.artefacts import Run, begin, content_hash, describe_shards
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduced_teacher
-from modernbert_small.labels import Labeller, Sample, read_blocks, sample_texts, write_shard
+from modernbert_small.labels import Labeller, Sample, read_blocks, require_vectors, sample_texts, write_shard
 from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
 from modernbert_small.prefetch import ahead
 from modernbert_small.processes import rank, wait_for_all, world_size
@@ -107,49 +107,54 @@ def check_teacher(teacher: SentenceTransformer, args: DistilDatasetArguments) ->
 def reduce_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, sample_file: Path
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
-    """Fit the projection, append it to the teacher, measure what it keeps on held-out texts, save the sample."""
+    """The teacher with its projection, and what that keeps; the vectors it was fitted on go to `sample_file`."""
+    if teacher.get_embedding_dimension() == args.embedding_dim:
+        logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
+        return _with_modules(teacher, []), {"projection": None}
     labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
     _, texts, kinds = sample_texts(args.train_file, "validation", QUALITY_ROWS, args.seed)
     heldout = labeller.embed(labeller.tokenize(texts, kinds))
-    if heldout.shape[1] == args.embedding_dim:
-        logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
-        return _with_modules(teacher, []), {"projection": None}
+    require_vectors(heldout, texts, "validation split")
     rows, texts, kinds = sample_texts(args.train_file, "train", args.pca_sample_size, args.seed)
     logger.info("fitting %d -> %d on %s texts", heldout.shape[1], args.embedding_dim, f"{len(texts):,}")
     with ProgressBar(len(texts), "embedding the sample", "text") as bar:
         sample = labeller.embed(labeller.tokenize(texts, kinds), bar)
+    require_vectors(sample, texts, "sample of the training split")
     basis, energy = fit_projection(sample, args.embedding_dim)
     Sample(rows, (sample @ basis).astype(np.float32)).save(sample_file)
-    after = unit_vectors(heldout) @ basis
-    quality = {
-        width: projection_quality(heldout, after[:, :width])
-        for width in sorted({args.embedding_dim, *WIDTHS}, reverse=True)
-        if width <= args.embedding_dim
-    }
     dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
     report = {
         "sample_texts": len(texts),
         "explained_energy": round(float(energy.sum()), 6),
         "heldout_texts": len(heldout),
-        "quality": quality,
+        "quality": measure_quality(heldout, basis),
         "spectrum": [round(float(share), 8) for share in energy],
         **labeller.speed,
     }
-    logger.info("explained energy %.2f %%; on %d held-out texts:", 100 * energy.sum(), len(heldout))
-    for width, kept in quality.items():
-        logger.info(
-            "  %4d values: correlation of cosines %.4f, neighbours kept %.1f %%",
-            width,
-            kept["cosine_correlation"],
-            100 * kept["neighbour_recall"],
-        )
     return _with_modules(teacher, [dense]), {"projection": report}
+
+
+def measure_quality(heldout: NDArray[np.float32], basis: NDArray[np.float64]) -> dict[int, dict[str, float]]:
+    """What the projection keeps of held-out vectors (N, D_T), whole and cut shorter; logged too."""
+    after = unit_vectors(heldout) @ basis
+    D = basis.shape[1]
+    widths = sorted({D, *WIDTHS}, reverse=True)
+    quality = {width: projection_quality(heldout, after[:, :width]) for width in widths if width <= D}
+    logger.info("on %d held-out texts:", len(heldout))
+    for width, kept in quality.items():
+        correlation, neighbours = kept["cosine_correlation"], 100 * kept["neighbour_recall"]
+        logger.info(
+            "  %4d values: correlation of cosines %.4f, neighbours kept %.1f %%", width, correlation, neighbours
+        )
+    return quality
 
 
 def _with_modules(teacher: SentenceTransformer, more: list[torch.nn.Module]) -> SentenceTransformer:
     """The teacher with modules appended, ending in one Normalize, its prompts kept."""
-    modules = [module for module in teacher if not isinstance(module, Normalize)]
+    modules = list(teacher)
+    while isinstance(modules[-1], Normalize):
+        modules.pop()
     return SentenceTransformer(
         modules=[*modules, *more, Normalize()],
         prompts=teacher.prompts,
@@ -163,10 +168,14 @@ def save_reduced_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str], sample_file: Path
 ) -> SentenceTransformer:
     """The reduced teacher, made now or found where an interrupted run left it."""
-    run = begin("create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite)
+    run = begin(
+        "create_distil_dataset", args.teacher_output_dir, asdict(args), inputs, args.overwrite, "--teacher_output_dir"
+    )
     if run is not None:
         run.start()
         if rank() == 0:
+            for shard in sample_file.parent.glob("*.parquet"):  # labels of an earlier reduced teacher
+                shard.unlink()
             teacher, report = reduce_teacher(teacher, args, sample_file)
             require_finite(teacher, "the reduced teacher")
             teacher.save_pretrained(str(run.folder))
@@ -238,6 +247,7 @@ def main() -> None:
             "ceiling": ceiling,
             "counts": {split: count(run.folder, split) for split in ("validation", "train")},
             "files": describe_shards(run.folder),
+            "reduced_teacher": content_hash(Path(args.teacher_output_dir)),
             **labeller.speed,
             "peak_memory_bytes": peak_memory_bytes(),
         }

@@ -22,14 +22,14 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small.artefacts import begin
+from modernbert_small.artefacts import RUN_FILE, begin, content_hash, read_run
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
 from modernbert_small.evaluate import account, format_account, is_reduced_teacher
-from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, prepare_upload
+from modernbert_small.hub import explain_load_errors, prepare_upload
 from modernbert_small.models import load_sentence_transformer, require_finite
-from modernbert_small.processes import first_process_first, rank
+from modernbert_small.processes import first_process_first, rank, world_size
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
@@ -75,7 +75,9 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
     metric_for_best_model: str | None = field(
         default="eval_similarity", metadata={"help": "held-out cosine to the labels; reported sets are not chosen on"}
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "of metric_for_best_model"})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "of metric_for_best_model; by default unless it is a loss"}
+    )
     report_to: str | None = field(default="tensorboard", metadata={"help": "transformers' integrations"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
 
@@ -111,6 +113,17 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
     require_finite(student, f"{flag} {args.model_name_or_path}")
     use_packed_attention(encoder, args.attn_implementation, args.device)
     return student
+
+
+def check_teacher(args: DistilTrainArguments) -> None:
+    """Refuse a reduced teacher that did not make the labels, as far as their record says."""
+    made_by = read_run(args.train_file).get("reduced_teacher") if Path(args.train_file, RUN_FILE).exists() else None
+    teacher = Path(args.teacher_name_or_path)
+    if made_by and teacher.exists() and content_hash(teacher) != made_by:
+        raise UserError(
+            f"--teacher_name_or_path {teacher}: not the reduced teacher that made the labels in {args.train_file}; "
+            "expected phase 4's --teacher_output_dir of the same run; make both again with create_distil_dataset.py"
+        )
 
 
 def load_data(args: DistilTrainArguments, student: SentenceTransformer, split: str) -> DistillationDataset:
@@ -154,18 +167,19 @@ def main() -> None:
     """Student, labels and teacher in, embedding model out."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
-    upload = prepare_upload(args)
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
-    run = begin("distil_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
+    run = begin("distil_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
-        if not (Path(output_dir) / REPORT_FILE).exists():  # killed between the model and its report
+        if rank() == 0 and not (Path(output_dir) / REPORT_FILE).exists():  # killed between the model and its report
             write_report(output_dir)
-        upload(output_dir)
+        prepare_upload(args)(output_dir)
         return
     check_splits(args.train_file)
+    check_teacher(args)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)
     with first_process_first():

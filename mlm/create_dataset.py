@@ -38,6 +38,7 @@ from modernbert_small.retrieval import load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.sources import open_sources, source_locations
 from modernbert_small.text import Chunker
+from modernbert_small.tokens import LEAST_VALIDATION_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class CreateDatasetArguments:
 
     def problems(self) -> list[str]:
         """What is impossible about these settings."""
-        least = {"max_seq_length": _MIN_SEQ_LENGTH, "max_rows_per_source": 1, "validation_rows": 1, "seed": 0}
+        least = {"max_seq_length": _MIN_SEQ_LENGTH, "max_rows_per_source": 1, "seed": 0}
+        least["validation_rows"] = LEAST_VALIDATION_ROWS
         problems = [
             f"{name}: {value}; use at least {minimum}"
             for name, minimum in least.items()

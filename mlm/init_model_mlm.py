@@ -104,11 +104,12 @@ def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: 
         problems.append(f"the tokenizer has {len(tokenizer)} entries, the teacher's embeddings {teacher.vocab_size}")
     if args.init in ("guide", "all_layers") and isinstance(teacher, ModernBertConfig):
         head_dim = teacher.hidden_size // teacher.num_attention_heads
+        heads = max(1, round(args.hidden_size / head_dim))
         if args.hidden_size != args.num_attention_heads * head_dim:
             problems.append(
                 f"num_attention_heads: {args.num_attention_heads} x head_dim {head_dim} = "
                 f"{args.num_attention_heads * head_dim}, but hidden_size is {args.hidden_size}; "
-                f"use {args.hidden_size // head_dim} heads or --init embeddings"
+                f"use {heads} heads and hidden_size {heads * head_dim}, or --init embeddings"
             )
         for name in ("num_attention_heads", "intermediate_size", "num_hidden_layers")[
             : 3 if args.init != "guide" else 2
@@ -155,10 +156,14 @@ def transfer(
         return {"transferred": [], "spectrum": None}, None, None
     if args.init == "all_layers":
         for model in (student, teacher):
-            use_packed_attention(model.to(best_device()), "auto", best_device())
+            # In float32, which flash kernels do not take.
+            use_packed_attention(model.to(best_device()), "packed_sdpa", best_device())
         store = tokenize_split(args.train_file, "train", "text", tokenizer, args.max_position_embeddings)
         batches = sample_batches(MaskedLMDataset(store, tokenizer, 0.3), REPORT_TOKENS, args.seed, best_device())
-        projection, kept = transfer_all_layers(student, teacher, batches)
+        try:
+            projection, kept = transfer_all_layers(student, teacher, batches)
+        except ValueError as error:
+            raise UserError(f"init: all_layers: {error}") from error
         return {"transferred": [name for name, _ in student.named_parameters()], "spectrum": None}, projection, kept
     embeddings = teacher.get_input_embeddings().weight.detach()
     basis, explained = principal_basis(embeddings, args.hidden_size)

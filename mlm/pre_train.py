@@ -27,10 +27,10 @@ from transformers import (
 
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
-from modernbert_small.hub import HUB_SETTINGS, explain_load_errors, load_tokenizer, prepare_upload
+from modernbert_small.hub import explain_load_errors, load_tokenizer, prepare_upload
 from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
-from modernbert_small.processes import first_process_first, rank
+from modernbert_small.processes import first_process_first, rank, world_size
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
@@ -138,14 +138,14 @@ def main() -> None:
     """Student and corpus in, trained student out."""
     args = parse_settings(PreTrainArguments, "pre_train", __doc__)
     output_dir = args.output_dir
-    upload = prepare_upload(args)
     inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
-    run = begin("pre_train", output_dir, args.to_dict() | HUB_SETTINGS, inputs, args.overwrite)
+    run = begin("pre_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
-        upload(output_dir)
+        prepare_upload(args)(output_dir)
         return
     check_splits(args.train_file)
     student, tokenizer = load_student(args)
+    upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)
     with first_process_first():

@@ -34,7 +34,8 @@ _FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
 # Change how a run looks or where it runs, not what it makes.
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
-                 "push_to_hub", "hub_token", "local_rank", "ddp_timeout"}  # fmt: skip
+                 "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "local_rank",
+                 "ddp_timeout"}  # fmt: skip
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Run:
         """
         _require_finite(measurements, "")
         self.record.update(measurements)
+        self.record["resumed"] = self.resumed
         self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
         write_json(self.folder / RUN_FILE, self.record)
         replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
@@ -93,6 +95,7 @@ def begin(
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
     overwrite: bool = False,
+    flag: str = "--output_dir",
 ) -> Run | None:
     """A phase's run: to start, to go on with, or done already. Nothing is written before `Run.start`.
 
@@ -103,6 +106,7 @@ def begin(
         inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash, and an
             earlier phase's shards must be those that it wrote.
         overwrite: replace a finished or half-finished artefact of other settings.
+        flag: that names output_dir, for errors.
 
     Returns:
         The run, or None if the artefact is there already, made with the same settings from the same inputs.
@@ -114,6 +118,8 @@ def begin(
     if world_size() > 1 and phase in _FOR_ONE_PROCESS:
         raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
     final = Path(output_dir)
+    if not final.name:
+        raise UserError(f"{flag} {output_dir}: expected a folder with a name of its own, such as data/corpus")
     partial = final.with_name(final.name + ".partial")
     record = {
         "phase": phase,
@@ -124,25 +130,39 @@ def begin(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if final.is_file():
-        raise UserError(f"--output_dir {final}: is a file, expected a folder")
-    if final.exists() and any(final.iterdir()) and not overwrite:
-        if not (final / RUN_FILE).exists():
-            raise UserError(
-                f"--output_dir {final}: holds files that no run made; name another folder or pass --overwrite"
-            )
-        if not _differences(read_run(final), record):
+        raise UserError(f"{flag} {final}: is a file, expected a folder")
+    if final.exists() and any(final.iterdir()):
+        earlier = _read_earlier(final, overwrite)
+        if earlier is not None and not _differences(earlier, record):
             logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
             return None
-        raise UserError(_refusal(final, read_run(final), record))
+        if not overwrite:
+            if earlier is None:
+                raise UserError(
+                    f"{flag} {final}: holds files that no run made; name another folder or pass --overwrite"
+                )
+            raise UserError(_refusal(flag, final, earlier, record))
     resumed = False
-    if partial.exists():
-        earlier = read_run(partial) if (partial / RUN_FILE).exists() else None
+    if (partial / RUN_FILE).exists():
+        earlier = _read_earlier(partial, overwrite)
         if earlier is not None and not _differences(earlier, record):
             resumed = True
             record["started"] = earlier["started"]
-        elif earlier is not None and not overwrite:
-            raise UserError(_refusal(partial, earlier, record))
+        elif not overwrite:
+            raise UserError(_refusal(flag, partial, earlier or {}, record))
     return Run(final, partial, record, resumed)
+
+
+def _read_earlier(folder: Path, overwrite: bool) -> dict[str, Any] | None:
+    """A folder's record, None if there is none, or one that cannot be read and is to be overwritten."""
+    if not (folder / RUN_FILE).exists():
+        return None
+    try:
+        return read_run(folder)
+    except UserError:
+        if overwrite:
+            return None
+        raise
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -153,15 +173,22 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     for part in ("settings", "inputs"):
         old, new = before.get(part, {}), now[part]
         for name in sorted(set(old) | set(new)):
-            if name not in _NOT_COMPARED and old.get(name) != new.get(name):
+            if name not in _NOT_COMPARED and _comparable(old.get(name)) != _comparable(new.get(name)):
                 changes.append(f"{name}: {old.get(name)} -> {new.get(name)}")
     return changes
 
 
-def _refusal(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _comparable(value: Any) -> Any:
+    """A path without what its spelling adds (`data/corpus/`); an input by its content, wherever it lies."""
+    if isinstance(value, Mapping) and "hash" in value:
+        return value["hash"]
+    return os.path.normpath(value) if isinstance(value, str) else value
+
+
+def _refusal(flag: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     changes = _differences(before, now)
     shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
-    return f"{folder} was made with other settings or inputs ({shown}); name another --output_dir or pass --overwrite"
+    return f"{folder} was made with other settings or inputs ({shown}); name another {flag} or pass --overwrite"
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -235,9 +262,10 @@ def content_hash(path: Path) -> str:
         status = path.stat()
         return _file_hash(path, status.st_size, status.st_mtime_ns)
     digest = xxhash.xxh3_128()
+    is_artefact = (path / RUN_FILE).exists()
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
-        if file.is_file() and not _is_by_product(relative):
+        if file.is_file() and not (is_artefact and _is_by_product(relative)):
             digest.update(f"{relative.as_posix()}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()
 

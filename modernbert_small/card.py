@@ -173,7 +173,7 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         width: of the embeddings.
     """
     name = folder.name.removesuffix(".partial")
-    records = find_records([args.model_name_or_path, args.train_file, args.teacher_name_or_path])
+    records = find_records([args.train_file, args.model_name_or_path, args.teacher_name_or_path])
     labels = records.get("labels", {}).get("settings", {})
     text = _TEMPLATE.format(
         metadata=metadata(name, record["account"], records).to_yaml(),

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import xxhash
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -21,9 +22,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from modernbert_small.alignment import best_rotation, rotate
 from modernbert_small.artefacts import content_hash
 from modernbert_small.batches import Batch, PackedSampler, packed_features
-from modernbert_small.models import has_bf16
+from modernbert_small.models import best_device, has_bf16
 from modernbert_small.settings import UserError
-from modernbert_small.tokens import TokenStore, count_rows, read_table, split_files
+from modernbert_small.tokens import TokenStore, cache_folder, count_rows, made_once, read_table, split_files
 from modernbert_small.training import PackedTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def new_student(model_name_or_path: str, max_seq_length: int) -> SentenceTransfo
     safely = {"use_safetensors": True}
     transformer = Transformer(model_name_or_path, max_seq_length=max_seq_length, model_kwargs=safely)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-    return SentenceTransformer(modules=[transformer, pooling, Normalize()], similarity_fn_name="cosine")
+    modules = [transformer, pooling, Normalize()]
+    return SentenceTransformer(modules=modules, similarity_fn_name="cosine", device=str(best_device()))
 
 
 def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
@@ -45,15 +47,15 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
     """
     files = split_files(data, split)
     key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)).encode())
-    path = Path(data).with_name(Path(data).name + ".tokens") / f"{split}-labels-{key}.npy"
-    if not path.exists():
-        _write_labels(path, files)
+    path = cache_folder(data) / f"{split}-labels-{key}.npy"
+    with made_once(path) as is_missing:
+        if is_missing:
+            _write_labels(path, files)
     return np.load(path, mmap_mode="r")
 
 
 def _write_labels(path: Path, files: list[Path]) -> None:
     """Copy labels to one array, streamed: a memory map on a full disk ends the process without a word."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     blocks = _checked_labels(files)
     first = next(blocks, None)
     if first is None:
@@ -124,7 +126,8 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     encoder = student[0].auto_model
     before = _embed(student, dataset, rows, tokens_per_batch)
     encoder.final_norm.weight.data.fill_(1)
-    rotate(encoder, best_rotation(_embed(student, dataset, rows, tokens_per_batch), labels))
+    Q = best_rotation(_embed(student, dataset, rows, tokens_per_batch), labels)
+    rotate(encoder, Q.to(encoder.device))
     after = _embed(student, dataset, rows, tokens_per_batch)
     return {name: round(float((e * labels).sum(1).mean()), 4) for name, e in (("before", before), ("after", after))}
 
@@ -135,8 +138,7 @@ def _embed(student: SentenceTransformer, dataset: DistillationDataset, rows: int
     student.eval()
     device, parts = student.device, []
     for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
-        features = packed_features(*dataset.store.gather(batch.rows))
-        features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
+        features = send_to_device(packed_features(*dataset.store.gather(batch.rows)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
             parts.append(student(features)["sentence_embedding"].float().cpu())
     return torch.cat(parts)

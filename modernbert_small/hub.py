@@ -13,8 +13,6 @@ from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
 
-# Of TrainingArguments: where a result goes, not what it is.
-HUB_SETTINGS = dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"))
 _NOT_UPLOADED = ["checkpoint-*", "runs/*", "eval/*", "*.tmp"]
 
 

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
@@ -93,18 +95,26 @@ class Sample(NamedTuple):
         return Sample(self.rows[part] - first, self.vectors[part])
 
 
+def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str], where: str) -> None:
+    """Refuse embeddings (N, D) without a finite length.
+
+    Raises:
+        UserError: with the first such text, and how many there are.
+    """
+    lengths = np.linalg.norm(embeddings, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        raise UserError(
+            f"{where}: the teacher's vector of row {bad[0]} ({texts[bad[0]][:60]!r}) has length {lengths[bad[0]]}, "
+            f"expected a finite one; {len(bad)} of {len(texts)} rows are so; choose another --teacher_name_or_path"
+        )
+
+
 def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
     """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
     if embeddings.shape != (len(table), width):
         raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
-    lengths = np.linalg.norm(embeddings, axis=1)
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-    if len(bad):
-        text = table["text"][int(bad[0])].as_py()
-        raise UserError(
-            f"{path.name}: the teacher's vector of row {bad[0]} ({text[:60]!r}) has length {lengths[bad[0]]}, expected "
-            f"a finite one; {len(bad)} such rows in this shard; choose another --teacher_name_or_path"
-        )
+    require_vectors(embeddings, table["text"].to_pylist(), path.name)
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
@@ -130,12 +140,14 @@ class Labeller:
         seconds: spent in `embed`.
 
     Raises:
-        UserError: no fast tokenizer, or a pooling that leaves out prompts.
+        UserError: no transformer, no fast tokenizer, or a pooling that leaves out prompts.
     """
 
     def __init__(
         self, teacher: SentenceTransformer, device: torch.device, tokens_per_batch: int, attn_implementation: str
     ) -> None:
+        if not isinstance(teacher[0], Transformer):
+            raise UserError(f"the teacher begins with a {type(teacher[0]).__name__}, expected a Transformer")
         self.model = teacher.to(device).eval()
         self.device, self.tokens_per_batch = device, tokens_per_batch
         self.max_seq_length = int(min(teacher.max_seq_length or 512, 8192))
@@ -191,14 +203,13 @@ class Labeller:
         while first < len(order):
             size = max(1, self.tokens_per_batch // len(rows[order[first]]))
             batch = order[first : first + size]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
-                features = self._features([rows[index] for index in batch])
-                embeddings = self.model(features)["sentence_embedding"].float().cpu().numpy()
+            features = self._features([rows[index] for index in batch])
+            self.positions += features["input_ids"].numel()  # type: ignore[union-attr]
+            embeddings = self._forward(features)
             if out is None:
                 out = np.empty((len(rows), embeddings.shape[1]), np.float32)
             out[batch] = embeddings
             first += size
-            self.positions += features["input_ids"].numel()  # type: ignore[union-attr]
             self.tokens += sum(len(rows[index]) for index in batch)
             self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
             if bar is not None:
@@ -219,11 +230,21 @@ class Labeller:
         out = np.empty((len(rows), known.vectors.shape[1]), np.float32)
         out[known.rows] = known.vectors
         missing = np.setdiff1d(np.arange(len(rows)), known.rows)
-        if bar is not None:
-            bar.update(len(known.rows), "")
+        if bar is not None and len(known.rows):
+            bar.update(len(known.rows), "in the sample")
         if len(missing):
             out[missing] = self.embed([rows[index] for index in missing], bar)
         return out
+
+    def _forward(self, features: dict[str, Any]) -> NDArray[np.float32]:
+        """Embeddings (B, D): the encoder in bf16 where there is hardware for it, what follows in float32."""
+        encoder, *others = self.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
+            features = encoder(features)
+        features["token_embeddings"] = features["token_embeddings"].float()
+        for module in others:
+            features = module(features)
+        return features["sentence_embedding"].cpu().numpy()
 
     def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:
         if self.packed:
@@ -235,4 +256,4 @@ class Labeller:
             lengths = np.array([len(row) for row in rows])
             mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
             features = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
-        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in features.items()}
+        return send_to_device(features, self.device)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -14,10 +15,12 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernbert_small.batches import Batch, PackedSampler, packed_features
+from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
 
 IGNORED = -100
 # Logits turned into float32 at a time: a CPU's cache; on CUDA enough to fill the device.
+_ROWS_PADDED = 8
 _LOGITS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
@@ -61,7 +64,7 @@ class MaskedLMDataset(Dataset):
 
     def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, mlm_probability: float) -> None:
         if tokenizer.mask_token_id is None:
-            raise ValueError(f"tokenizer {tokenizer.name_or_path} has no mask token; expected one for masking")
+            raise UserError(f"tokenizer {tokenizer.name_or_path} has no mask token; expected one for masking")
         self.store, self.mlm_probability = store, mlm_probability
         self.special_ids = np.array(tokenizer.all_special_ids)
         self.mask_id, self.vocab_size = tokenizer.mask_token_id, len(tokenizer)
@@ -86,7 +89,7 @@ def sample_batches(
     size = max(8192, int(dataset.store.lengths.max()))
     sampler = PackedSampler(dataset.store.lengths, size, seed)
     batches = map(dataset.__getitems__, islice(sampler, max(1, tokens // size)))
-    return [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
+    return [send_to_device(batch, device) for batch in batches]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -156,23 +159,20 @@ def masked_lm_loss(model: PreTrainedModel, dataset: MaskedLMDataset, max_tokens:
     return total / max(count, 1)
 
 
-def padded_batches(
-    dataset: MaskedLMDataset, max_tokens: int, seed: int, rows_per_batch: int = 8
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def padded_batches(dataset: MaskedLMDataset, max_tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A dataset's first rows, masked, in padded batches, which any architecture takes.
 
     Args:
         dataset: rows to read.
         max_tokens: rows are taken until they hold this many tokens.
         seed: fixes which tokens are hidden.
-        rows_per_batch: B.
 
     Yields:
-        input_ids, attention_mask and labels (B, longest row) int64.
+        input_ids, attention_mask and labels (at most 8, longest row) int64.
     """
     last = min(int(np.searchsorted(dataset.store.offsets, max_tokens, side="right")), len(dataset))
-    for first in range(0, last, rows_per_batch):
-        rows = np.arange(first, min(first + rows_per_batch, last))
+    for first in range(0, last, _ROWS_PADDED):
+        rows = np.arange(first, min(first + _ROWS_PADDED, last))
         packed = dataset.__getitems__(Batch(rows, (seed, first)))
         lengths = dataset.store.lengths[rows].tolist()
         input_ids, labels = (

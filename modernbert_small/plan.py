@@ -19,9 +19,8 @@ from modernbert_small.artefacts import RUN_FILE, read_run
 from modernbert_small.flops import PEAK_RATES, training_flops_per_token
 from modernbert_small.guide import student_config
 from modernbert_small.hub import load_config
-from modernbert_small.settings import UserError, read_recipe, run_script
+from modernbert_small.settings import UserError, full_recipe, run_script
 
-DEFAULTS = Path(__file__).parent.parent / "recipes" / "v2.yaml"  # the scripts' own
 MODERNBERT_BASE = {
     "vocab_size": 50_368,
     "hidden_size": 768,
@@ -34,12 +33,6 @@ UTILISATION = {"pre_train": 0.25, "create_distil_dataset": 0.4, "distil_train": 
 WEIGHTS_BYTES = 4  # float32
 TRAINING_BYTES = 16  # float32: weights, gradients and AdamW's two moments
 _IDS: dict[str, int | None] = dict.fromkeys([f"{name}_token_id" for name in ("pad", "cls", "sep", "bos", "eos")], 0)
-
-
-def full_recipe(path: Path) -> dict[str, dict[str, Any]]:
-    """A recipe over the scripts' defaults."""
-    given, defaults = read_recipe(path), read_recipe(DEFAULTS)
-    return {section: values | (given.get(section) or {}) for section, values in defaults.items()}
 
 
 def teacher_config(name_or_path: str) -> tuple[PreTrainedConfig, str | None]:

@@ -27,7 +27,7 @@ from modernbert_small.report_phases import (
     provenance,
 )
 from modernbert_small.report_quality import gap, headline, searches, size_and_speed, smaller_vectors
-from modernbert_small.settings import SECTIONS, UserError, read_recipe, run_script
+from modernbert_small.settings import SECTIONS, UserError, full_recipe, run_script
 
 REPORT_FILE = "report.html"
 
@@ -70,10 +70,8 @@ def start_folders(recipe_or_folder: str) -> list[str]:
         return [recipe_or_folder]
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a recipe, or a model's folder")
-    recipe = read_recipe(path)
-    outputs = [
-        (recipe.get(name) or {}).get(key) for name in reversed(SECTIONS) for key in ("output_dir", "teacher_output_dir")
-    ]
+    recipe = full_recipe(path)
+    outputs = [recipe[name].get(key) for name in reversed(SECTIONS) for key in ("output_dir", "teacher_output_dir")]
     return [str(folder) for folder in outputs if folder]
 
 

@@ -80,7 +80,16 @@ def _read_pairs(flag: str, file: Path) -> PairSet:
         raise UserError(f"{flag} {file}: expected Parquet with {', '.join(_PAIR_COLUMNS)}: {error}") from error
     if set(table.column_names) != set(_PAIR_COLUMNS) or any(column.null_count for column in table.columns):
         raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS} without nulls")
+    kinds = [table.schema.field(name).type for name in _PAIR_COLUMNS]
+    if not all(map(_is_string, kinds[:2])) or not (pa.types.is_floating(kinds[2]) or pa.types.is_integer(kinds[2])):
+        raise UserError(f"{flag} {file}: columns of {', '.join(map(str, kinds))}, expected two of strings and a number")
+    if len(set(table["score"].to_pylist())) < 2:
+        raise UserError(f"{flag} {file}: {len(table)} rows whose scores do not differ; expected pairs to tell apart")
     return PairSet(file.stem, *(table[name].to_pylist() for name in _PAIR_COLUMNS))
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _load_stsb(flag: str) -> PairSet:
@@ -145,14 +154,14 @@ def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
     return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant)
 
 
-def evaluator(dataset: RetrievalSet, batch_size: int = 32) -> InformationRetrievalEvaluator:
+def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
     """Sentence-transformers' evaluator for a set; its primary metric is nDCG@10."""
     return InformationRetrievalEvaluator(
         dataset.queries,
         dataset.corpus,
         dataset.relevant,
         name=dataset.name,
-        batch_size=batch_size,
+        batch_size=32,
         mrr_at_k=[10],
         ndcg_at_k=[10],
         accuracy_at_k=[1],

@@ -11,7 +11,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +26,7 @@ from modernbert_small.processes import is_lost_process, rank, world_size
 logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments")
 
+DEFAULT_RECIPE = Path(__file__).parent.parent / "recipes" / "v2.yaml"  # the scripts' own values
 SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
 
 
@@ -92,7 +94,7 @@ def parse_settings(
     parser.group_own_settings_first(dataclass_type)
     command_line = list(sys.argv[1:] if argv is None else argv)
     recipe = _recipe_path(command_line)
-    words = _recipe_words(parser, Path(recipe), section) if recipe else []
+    words = _recipe_words(parser, Path(recipe), section, typing.get_type_hints(dataclass_type)) if recipe else []
     namespace, unknown = parser.parse_known_args(words + command_line)
     if unknown:
         raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
@@ -124,7 +126,7 @@ def _recipe_path(command_line: list[str]) -> str | None:
         raise UserError(f"--config: {error}") from error
 
 
-def _recipe_words(parser: _Parser, recipe: Path, section: str) -> list[str]:
+def _recipe_words(parser: _Parser, recipe: Path, section: str, types: Mapping[str, Any]) -> list[str]:
     """One script's section of a recipe as command-line words."""
     values = read_recipe(recipe).get(section) or {}
     words = []
@@ -132,10 +134,10 @@ def _recipe_words(parser: _Parser, recipe: Path, section: str) -> list[str]:
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{recipe}: {section}: unknown key {key!r}{_suggestion(key, parser)}")
-        if value is None:
-            continue
-        if value == []:  # no words say "none of them" to argparse
-            parser.set_defaults(**{key: []})
+        if value is None and type(None) not in typing.get_args(types[key]):
+            raise UserError(f"{recipe}: {section}: {key} has no value; leave the line out for the default")
+        if value is None or value == []:  # which no words say to argparse
+            parser.set_defaults(**{key: value})
             continue
         items = value if isinstance(value, list) else [value]
         words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
@@ -162,6 +164,12 @@ def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(values, dict | None):
             raise UserError(f"{recipe}: {name}: expected `key: value` lines, found {values!r}")
     return sections
+
+
+def full_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
+    """A recipe over the scripts' defaults."""
+    given, defaults = read_recipe(recipe), read_recipe(DEFAULT_RECIPE)
+    return {section: values | (given.get(section) or {}) for section, values in defaults.items()}
 
 
 def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:

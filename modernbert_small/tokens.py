@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from filelock import FileLock
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ from modernbert_small.settings import UserError
 
 logger = logging.getLogger(__name__)
 
+LEAST_VALIDATION_ROWS = 3  # two have one cosine, and no correlation
 _ROWS_PER_READ = 16_384
 _TEXT_COLUMNS = ("text", "sentence", "source", "kind")
 
@@ -90,7 +92,7 @@ def check_splits(data: str | Path, least_rows: int = 1, flag: str = "--train_fil
     Raises:
         UserError: what `split_files` finds, a file that is not whole Parquet, or a split with too few rows.
     """
-    for split, least in (("train", least_rows), ("validation", 1)):
+    for split, least in (("train", least_rows), ("validation", LEAST_VALIDATION_ROWS)):
         rows = count_rows(split_files(data, split, flag))
         if rows < least:
             raise UserError(f"{flag} {data}: its {split} split has {rows} rows, expected at least {least}")
@@ -163,13 +165,31 @@ def tokenize_split(
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
     key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
-    folder = Path(data).with_name(Path(data).name + ".tokens") / f"{split}-{key}"
-    if not folder.exists():
-        _write_store(folder, files, column, encoder)
+    folder = cache_folder(data) / f"{split}-{key}"
+    with made_once(folder) as is_missing:
+        if is_missing:
+            _write_store(folder, files, column, encoder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     return TokenStore(
         np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "offsets.npy"), counts["truncated"]
     )
+
+
+def cache_folder(data: str | Path) -> Path:
+    """Where what was made of a data folder lies: beside it."""
+    folder = Path(data).absolute()
+    return folder.with_name(folder.name + ".tokens")
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether a path is still missing, and nobody else makes it meanwhile: two runs may share their data."""
+    if path.exists():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        yield not path.exists()
 
 
 def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Tokenizer) -> None:
@@ -211,7 +231,8 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> T
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path}: expected a fast tokenizer (tokenizer.json)")
+        name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+        raise UserError(f"tokenizer {name}: expected a fast tokenizer (tokenizer.json)")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
     copy.enable_truncation(max_seq_length)

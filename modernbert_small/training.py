@@ -193,7 +193,9 @@ class Progress(TrainerCallback):
     @property
     def mfu(self) -> float | None:
         """Model FLOPs utilisation: counted work over what the devices could do."""
-        return None if self.share_per_token is None else self.tokens_per_second * self.share_per_token
+        if self.share_per_token is None or not self.tokens_per_second:
+            return None
+        return self.tokens_per_second * self.share_per_token
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -261,7 +263,8 @@ def use_progress(trainer: Any, sampler: PackedSampler, flops_per_token: float) -
         trainer.remove_callback(default)
     peak = peak_flops_per_second(trainer.args.device)
     share = None if peak is None else flops_per_token / (peak * trainer.args.world_size)
-    progress = Progress(float(sampler.lengths.sum()) / len(sampler), share)
+    tokens_per_step = float(sampler.lengths.sum()) / len(sampler) * trainer.args.gradient_accumulation_steps
+    progress = Progress(tokens_per_step, share)
     trainer.add_callback(progress)
     return progress
 
@@ -355,7 +358,7 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
         "steps": trainer.state.global_step,
         "skipped_steps": sum("skipped_steps" in entry for entry in history),
         "train_loss": round(sum(losses) / len(losses) if losses else result.training_loss, 6),
-        "train_tokens_per_second": round(progress.tokens_per_second),
+        "train_tokens_per_second": round(progress.tokens_per_second) or None,  # none: killed after the last step
         "train_flops_per_token": round(flops),
         "mfu": progress.mfu,
         "padding_share": 0.0,  # rows are packed

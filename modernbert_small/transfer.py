@@ -203,9 +203,9 @@ def transfer_all_layers(
     head_dim = T.hidden_size // T.num_attention_heads
     if S.hidden_size // S.num_attention_heads != head_dim:
         raise ValueError(f"student head_dim {S.hidden_size // S.num_attention_heads}, teacher {head_dim}: must agree")
+    kept = choose_layers(T.layer_types, S.layer_types)
     recorder = _Recorder(teacher.model)
     recorder.run(batches[::2])  # moments need fewer tokens than regressions do
-    kept = choose_layers(T.layer_types, S.layer_types)
     if parts.stream_basis:
         P = stream_basis(recorder.stream.sum(0), S.hidden_size)
     else:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +41,22 @@ def test_the_same_again_does_nothing(tmp_path):
     make(tmp_path / "out")
     assert make(tmp_path / "out", "again") is None
     assert (tmp_path / "out" / "out.txt").read_text() == "made"
+
+
+def test_overwrite_leaves_what_is_the_same(tmp_path):
+    make(tmp_path / "out")
+    assert make(tmp_path / "out", "again", overwrite=True) is None
+    begin("phase", str(tmp_path / "half"), {"seed": 1}, {}).start()
+    assert begin("phase", str(tmp_path / "half"), {"seed": 1}, {}, overwrite=True).resumed
+
+
+def test_a_path_is_the_same_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(Path("data"))
+    make(Path("out"), settings={"train_file": "data"}, inputs={"corpus": "data"})
+    assert make(Path("out"), settings={"train_file": "./data/"}, inputs={"corpus": str(tmp_path / "data")}) is None
+    with pytest.raises(UserError, match="expected a folder with a name of its own"):
+        begin("phase", ".", {}, {})
 
 
 def test_what_only_shows_is_not_compared(tmp_path):

@@ -19,11 +19,10 @@ from modernbert_small.plan import (
     find_gpu,
     format_plan,
     forward_flops_per_token,
-    full_recipe,
     plan,
     teacher_config,
 )
-from modernbert_small.settings import UserError
+from modernbert_small.settings import UserError, full_recipe
 
 
 def test_a_small_recipe_against_its_models(tmp_path):

@@ -124,9 +124,8 @@ def test_a_missing_phase_is_said_and_left_out(model):
 
 def test_from_a_recipe_before_the_last_phase(model):
     shutil.rmtree(model)
-    Path("recipe.yaml").write_text(
-        "pre_train: {output_dir: checkpoints/mlm}\ncreate_distil_dataset: {teacher_output_dir: checkpoints/teacher}\n"
-    )
+    shutil.rmtree("data/distil")
+    Path("recipe.yaml").write_text("pre_train: {output_dir: checkpoints/mlm}\n")  # the other folders are the default's
     path = write_report("recipe.yaml")
     assert path == Path("report.html")
     text = path.read_text()
@@ -135,7 +134,9 @@ def test_from_a_recipe_before_the_last_phase(model):
 
 
 @pytest.mark.parametrize("found", ["data", "empty.yaml", "nothing.yaml"])
-def test_nothing_to_report_is_one_line(model, found):
+def test_nothing_to_report_is_one_line(tmp_path, monkeypatch, found):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
     Path("empty.yaml").write_text("pre_train: {output_dir: nowhere}\n")
     with pytest.raises(UserError, match=r"no such file|no run\.json of a finished phase"):
         write_report(found)

@@ -46,8 +46,13 @@ def test_bad_sets_are_one_line(tmp_path):
 
 def test_sentence_pairs(tmp_path):
     file = tmp_path / "pairs.parquet"
-    pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "score": [0.5], "more": [1]}), file)
-    assert load_evaluation_sets(FLAG, [str(file)]) == ([], [PairSet("pairs", ["a"], ["b"], [0.5])])
+    rows = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0.5, 1.0], "more": [1, 2]}
+    pq.write_table(pa.table(rows), file)
+    assert load_evaluation_sets(FLAG, [str(file)]) == ([], [PairSet("pairs", ["a", "c"], ["b", "d"], [0.5, 1.0])])
+    for scores, said in (([1, 1], "do not differ"), (["1", "2"], "expected two of strings and a number")):
+        pq.write_table(pa.table(rows | {"score": scores}), file)
+        with pytest.raises(UserError, match=said):
+            load_evaluation_sets(FLAG, [str(file)])
     pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "score": pa.array([None], pa.float64())}), file)
     with pytest.raises(UserError, match="without nulls"):
         load_evaluation_sets(FLAG, [str(file)])

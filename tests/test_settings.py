@@ -79,6 +79,25 @@ def test_a_recipe_can_empty_a_list(tmp_path):
     assert parse_settings(Toy, "pre_train", None, [*recipe, "--names", "b"]).names == ["b"]
 
 
+def test_a_recipe_can_say_none_where_none_is_a_value(tmp_path):
+    arguments = load_script("distil_train.py").DistilTrainArguments
+    found = parse_settings(
+        arguments, "distil_train", None, ["--config", recipe(tmp_path, "distil_train: {save_total_limit: null}")]
+    )
+    assert found.save_total_limit is None
+    with pytest.raises(UserError, match="learning_rate has no value; leave the line out"):
+        parse_settings(
+            arguments, "distil_train", None, ["--config", recipe(tmp_path, "distil_train: {learning_rate: null}")]
+        )
+
+
+def test_the_best_checkpoint_by_loss_has_the_least():
+    arguments = load_script("distil_train.py").DistilTrainArguments
+    for metric, greater in (("eval_similarity", True), ("eval_loss", False)):
+        found = parse_settings(arguments, "distil_train", None, ["--metric_for_best_model", metric])
+        assert found.greater_is_better is greater
+
+
 def test_command_line_beats_recipe_beats_default(tmp_path):
     path = recipe(
         tmp_path, "pre_train:\n  seed: 1\n  learning_rate: 5e-4\n  names: [x, y]\ncreate_dataset: {seed: 9}\n"
