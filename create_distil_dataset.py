@@ -38,7 +38,7 @@ from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
 from modernbert_small.retrieval import load_evaluation_sets
-from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.tokens import check_splits, count_rows, split_files
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ class DistilDatasetArguments:
         if self.embedding_dim < 2:
             found.append(f"embedding_dim: {self.embedding_dim}, expected at least 2")
         if self.pca_sample_size < self.embedding_dim:
-            found.append(f"pca_sample_size: {self.pca_sample_size} texts do not fix {self.embedding_dim} directions")
+            found.append(
+                f"pca_sample_size: {self.pca_sample_size} texts do not fix {self.embedding_dim} directions; use more"
+            )
         if self.tokens_per_batch < 1:
             found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
         try:
@@ -242,17 +244,26 @@ def main() -> None:
     if rank() > 0:
         return
     sample_file.unlink(missing_ok=True)
+    if labeller.truncated:
+        logger.warning(
+            "%s texts are longer than the teacher's %d tokens: only their beginning is labelled; see --max_seq_length "
+            "of phase 1",
+            f"{labeller.truncated:,}",
+            labeller.max_seq_length,
+        )
     run.finish(
         {
             "ceiling": ceiling,
             "counts": {split: count(run.folder, split) for split in ("validation", "train")},
             "files": describe_shards(run.folder),
             "reduced_teacher": content_hash(Path(args.teacher_output_dir)),
+            "truncated_rows": labeller.truncated,
             **labeller.speed,
             "peak_memory_bytes": peak_memory_bytes(),
         }
     )
-    logger.info("wrote %s and %s; next: python distil_train.py", args.output_dir, args.teacher_output_dir)
+    following = next_command("distil_train.py")
+    logger.info("wrote %s and %s; next: %s", args.output_dir, args.teacher_output_dir, following)
 
 
 if __name__ == "__main__":

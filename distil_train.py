@@ -101,13 +101,13 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
         raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
     if args.max_seq_length > encoder.config.max_position_embeddings:
         raise UserError(
-            f"max_seq_length: {args.max_seq_length} is more than the student's max_position_embeddings "
-            f"{encoder.config.max_position_embeddings}"
+            f"max_seq_length: {args.max_seq_length} is more than the student's max_position_embeddings; "
+            f"use at most {encoder.config.max_position_embeddings}"
         )
     if student.get_embedding_dimension() != teacher.get_embedding_dimension():
         raise UserError(
             f"{flag} {args.model_name_or_path}: {student.get_embedding_dimension()} wide, but the teacher's vectors "
-            f"are {teacher.get_embedding_dimension()}; make labels with --embedding_dim "
+            f"are {teacher.get_embedding_dimension()}; expected phase 4's reduced teacher, made with --embedding_dim "
             f"{student.get_embedding_dimension()}"
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")

@@ -35,7 +35,7 @@ from modernbert_small.corpus import discard_spill, merge, spill_source, write_sp
 from modernbert_small.decontaminate import Contamination, evaluation_texts
 from modernbert_small.hub import load_tokenizer
 from modernbert_small.retrieval import load_evaluation_sets
-from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.sources import open_sources, source_locations
 from modernbert_small.text import Chunker
 from modernbert_small.tokens import LEAST_VALIDATION_ROWS
@@ -231,7 +231,8 @@ def main() -> None:
     by_source = tally.by_source([source.name for source in sources], chunker)
     record = run.finish(measure(counts, duplicates, contaminated, by_source, run.folder))
     print(format_report(record))
-    logger.info("%s is ready in %.0f s; next: python mlm/init_model_mlm.py", run.output_dir, record["wall_seconds"])
+    following = next_command("mlm/init_model_mlm.py")
+    logger.info("%s is ready in %.0f s; next: %s", run.output_dir, record["wall_seconds"], following)
 
 
 if __name__ == "__main__":

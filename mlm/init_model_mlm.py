@@ -33,7 +33,7 @@ from modernbert_small.guide import principal_basis, student_config, transfer_emb
 from modernbert_small.hub import load_config, load_tokenizer
 from modernbert_small.masking import MaskedLMDataset, masked_lm_loss, sample_batches
 from modernbert_small.models import best_device, load_encoder, require_finite
-from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.tokens import tokenize_split
 from modernbert_small.transfer import transfer_all_layers
 
@@ -247,7 +247,7 @@ def main() -> None:
     student.save_pretrained(run.folder)
     tokenizer.save_pretrained(run.folder)
     run.finish({**report, "parameters": student.num_parameters()})
-    logger.info("wrote %s; next: python mlm/pre_train.py", args.output_dir)
+    logger.info("wrote %s; next: %s", args.output_dir, next_command("mlm/pre_train.py"))
 
 
 if __name__ == "__main__":

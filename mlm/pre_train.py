@@ -31,7 +31,7 @@ from modernbert_small.hub import explain_load_errors, load_tokenizer, prepare_up
 from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
 from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank, world_size
-from modernbert_small.settings import UserError, parse_settings, run_script
+from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
 from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
 
@@ -110,8 +110,8 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
         )
     if args.max_seq_length > student.config.max_position_embeddings:
         raise UserError(
-            f"max_seq_length: {args.max_seq_length} is more than the model's max_position_embeddings "
-            f"{student.config.max_position_embeddings}"
+            f"max_seq_length: {args.max_seq_length} is more than the model's max_position_embeddings; "
+            f"use at most {student.config.max_position_embeddings}"
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
     student.sparse_prediction = True  # logits where labels are, nowhere else
@@ -176,7 +176,7 @@ def main() -> None:
         }
     )
     upload(output_dir)
-    logger.info("wrote %s; next: python create_distil_dataset.py", output_dir)
+    logger.info("wrote %s; next: %s", output_dir, next_command("create_distil_dataset.py"))
 
 
 if __name__ == "__main__":

