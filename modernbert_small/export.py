@@ -323,6 +323,7 @@ def main() -> None:
     sets = load_evaluation_sets("--datasets", args.datasets)
     model = load_sentence_transformer("model", args.model, "cpu")
     require_finite(model, f"model {args.model}")
+    run.resumed = False  # an export is made in one piece
     run.start()
     try:
         record = check(model, export(model, run.folder, args.format, args.dtype), what, args.dtype, sets)

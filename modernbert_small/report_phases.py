@@ -188,6 +188,11 @@ def distillation(record: Record) -> Html:
     )
 
 
+def spent(record: Record) -> str:
+    """Wall-clock time; of a run that was resumed, of its last process."""
+    return duration(record.get("wall_seconds")) + (" since it was resumed" if record.get("resumed") else "")
+
+
 def provenance(records: Mapping[str, Record]) -> Html:
     """Time, inputs with their hashes, versions, settings."""
     seconds = {phase: record["wall_seconds"] for phase, record in records.items() if "wall_seconds" in record}
@@ -196,7 +201,7 @@ def provenance(records: Mapping[str, Record]) -> Html:
     times = [
         [
             *(PHASES[phase], code(record["folder"]), record.get("started", "")[:16].replace("T", " ")),
-            *(code((record.get("git_commit") or "")[:10]), duration(record.get("wall_seconds"))),
+            *(code((record.get("git_commit") or "")[:10]), spent(record)),
         ]
         for phase, record in records.items()
     ]
