@@ -64,7 +64,8 @@ class InitModelArguments:
         default="guide",
         metadata={
             "help": "guide: embeddings, first layer, norms and head; embeddings: these alone; random: none; "
-            "all_layers: every layer, fitted on a sample of train_file: by far the best start, docs/initialisation.md"
+            "all_layers: every layer, fitted on a sample of train_file; on a small teacher 4.4 nats before training "
+            "where guide has 8.8, docs/initialisation.md"
         },
     )
     train_file: str = field(

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, NanoBEIREvaluator
 from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATASET_NAME_TO_HUMAN_READABLE
+from sentence_transformers.util import cos_sim
+from torch import Tensor
 
 from modernbert_small.settings import UserError
 
@@ -154,6 +157,12 @@ def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
     return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant)
 
 
+def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
+    """Scores (Q, N) in float32, whatever the autocast that the vectors were made under: bf16 would make ties."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return cos_sim(queries.float(), documents.float())
+
+
 def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
     """Sentence-transformers' evaluator for a set; its primary metric is nDCG@10."""
     return InformationRetrievalEvaluator(
@@ -162,6 +171,7 @@ def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
         dataset.relevant,
         name=dataset.name,
         batch_size=32,
+        score_functions={"cosine": _cosines},
         mrr_at_k=[10],
         ndcg_at_k=[10],
         accuracy_at_k=[1],
