@@ -25,6 +25,7 @@ from modernbert_small.settings import UserError
 from modernbert_small.tokens import count_rows, read_table, split_files, text_tokenizer
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_TEXTS_AT_ONCE = 1024  # an encoding holds some 100 bytes a token, of which 8 are kept
 
 
 def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
@@ -187,9 +188,12 @@ class Labeller:
         if unknown := set(kinds) - set(self.prompts):
             raise UserError(f"column 'kind': found {unknown.pop()!r}, expected query or document")
         prompted = [self.prompts[kind] + text for text, kind in zip(texts, kinds, strict=True)]
-        encodings = self.encoder.encode_batch_fast(prompted)
-        self.truncated += sum(bool(row.overflowing) for row in encodings)
-        return [np.array(row.ids, np.int64) for row in encodings]
+        rows: list[NDArray[np.int64]] = []
+        for first in range(0, len(prompted), _TEXTS_AT_ONCE):
+            encodings = self.encoder.encode_batch_fast(prompted[first : first + _TEXTS_AT_ONCE])
+            self.truncated += sum(bool(row.overflowing) for row in encodings)
+            rows += [np.array(row.ids, np.int64) for row in encodings]
+        return rows
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[NDArray[np.int64]], bar: ProgressBar | None = None) -> NDArray[np.float32]:
