@@ -123,6 +123,7 @@ def reduce_teacher(
         sample = labeller.embed(labeller.tokenize(texts, kinds), bar)
     require_vectors(sample, texts, "sample of the training split")
     basis, energy = fit_projection(sample, args.embedding_dim)
+    logger.info("explained energy: %.2f %%", 100 * energy.sum())
     Sample(rows, (sample @ basis).astype(np.float32)).save(sample_file)
     dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
@@ -196,27 +197,36 @@ def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, spli
     paths = [run.folder / f"{split}-{index:05d}-of-{shards:05d}.parquet" for index in range(shards)]
     blocks = ((path, table) for path, table in zip(paths, read_blocks(files, COLUMNS, ROWS_PER_SHARD), strict=True))
     with ProgressBar(total, f"labelling {split}") as bar:
-        for index, (path, table, rows) in enumerate(ahead(tokenized(labeller, blocks))):
+        for index, (path, table, rows, truncated) in enumerate(ahead(tokenized(labeller, blocks))):
             if rows:
                 vectors = labeller.embed_rest(rows, known.within(index * ROWS_PER_SHARD, len(rows)), bar)
-                write_shard(path, table, vectors, args.embedding_dim, sum(map(len, rows)))
+                counts = {"tokens": sum(map(len, rows)), "truncated_rows": truncated}
+                write_shard(path, table, vectors, args.embedding_dim, counts)
             else:
                 bar.update(len(table), "labelled before or elsewhere")
 
 
 def count(folder: Path, split: str) -> dict[str, int]:
-    """Rows and tokens of a labelled split."""
+    """Rows, tokens and rows that the teacher cut, of a labelled split."""
     files = sorted(folder.glob(f"{split}-*.parquet"))
-    return {"rows": count_rows(files), "tokens": sum(int(pq.read_schema(f).metadata[b"tokens"]) for f in files)}
+    notes = [pq.read_schema(file).metadata for file in files]
+    return {"rows": count_rows(files)} | {
+        name: sum(int(note[name.encode()]) for note in notes) for name in ("tokens", "truncated_rows")
+    }
 
 
 def tokenized(
     labeller: Labeller, blocks: Iterator[tuple[Path, pa.Table]]
-) -> Iterator[tuple[Path, pa.Table, list[NDArray[np.int64]]]]:
-    """Blocks with their token ids; no ids for shards that are there already or are another process's."""
+) -> Iterator[tuple[Path, pa.Table, list[NDArray[np.int64]], int]]:
+    """Blocks with their token ids and how many rows the teacher cuts.
+
+    No ids for shards that are there already or are another process's.
+    """
     for index, (path, table) in enumerate(blocks):
         missing = index % world_size() == rank() and not path.exists()
-        yield path, table, labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist()) if missing else []
+        before = labeller.truncated
+        rows = labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist()) if missing else []
+        yield path, table, rows, labeller.truncated - before
 
 
 def main() -> None:
@@ -244,20 +254,20 @@ def main() -> None:
     if rank() > 0:
         return
     sample_file.unlink(missing_ok=True)
-    if labeller.truncated:
+    counts = {split: count(run.folder, split) for split in ("validation", "train")}
+    if truncated := counts["train"]["truncated_rows"]:
         logger.warning(
             "%s texts are longer than the teacher's %d tokens: only their beginning is labelled; see --max_seq_length "
             "of phase 1",
-            f"{labeller.truncated:,}",
+            f"{truncated:,}",
             labeller.max_seq_length,
         )
     run.finish(
         {
             "ceiling": ceiling,
-            "counts": {split: count(run.folder, split) for split in ("validation", "train")},
+            "counts": counts,
             "files": describe_shards(run.folder),
             "reduced_teacher": content_hash(Path(args.teacher_output_dir)),
-            "truncated_rows": labeller.truncated,
             **labeller.speed,
             "peak_memory_bytes": peak_memory_bytes(),
         }

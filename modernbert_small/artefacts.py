@@ -265,7 +265,8 @@ def content_hash(path: Path) -> str:
     is_artefact = (path / RUN_FILE).exists()
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
-        if file.is_file() and not (is_artefact and _is_by_product(relative)):
+        is_hidden = any(part.startswith(".") for part in relative.parts)
+        if file.is_file() and not is_hidden and not (is_artefact and _is_by_product(relative)):
             digest.update(f"{relative.as_posix()}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()
 
@@ -282,7 +283,7 @@ def _file_hash(path: Path, size: int, modified_ns: int) -> str:
 
 def _is_by_product(relative: Path) -> bool:
     return relative.name in (RUN_FILE, "report.html") or any(
-        part.startswith((".", "checkpoint-")) or part in ("runs", "eval") for part in relative.parts
+        part.startswith("checkpoint-") or part in ("runs", "eval") for part in relative.parts
     )
 
 

@@ -1,7 +1,7 @@
 """Labelling texts with a teacher: tokens first, then batches of similar length under a token budget."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,15 +111,17 @@ def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str], where
         )
 
 
-def write_shard(path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, tokens: int) -> None:
-    """Write labels beside their sentences, aside first, then renamed; the count of tokens goes into the metadata."""
+def write_shard(
+    path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, counts: Mapping[str, int]
+) -> None:
+    """Write labels beside their sentences, aside first, then renamed; counts go into the metadata."""
     if embeddings.shape != (len(table), width):
         raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
     require_vectors(embeddings, table["text"].to_pylist(), path.name)
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
-    shard = shard.replace_schema_metadata({"tokens": str(tokens)})
+    shard = shard.replace_schema_metadata({name: str(value) for name, value in counts.items()})
     pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
     path.with_suffix(".tmp").replace(path)
 

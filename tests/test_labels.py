@@ -83,3 +83,12 @@ def test_blocks_are_all_rows_in_order_across_files(tmp_path):
         pq.write_table(pa.table({"n": pa.array(rows, pa.int64())}), files[-1])
     blocks = [block["n"].to_pylist() for block in read_blocks(files, ["n"], 4)]
     assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_texts_longer_than_the_teacher_reads_are_counted(tmp_path):
+    teacher = tiny_sentence_transformer(tmp_path, "bert", max_seq_length=12)
+    texts = ["a", " ".join(SENTENCES), "b", " ".join(SENTENCES)]
+    labeller = Labeller(teacher, CPU, 100, "auto")
+    rows = labeller.tokenize(texts, ["document"] * 4)
+    assert labeller.truncated == 2
+    assert [len(row) == 12 for row in rows] == [False, True, False, True]
