@@ -13,6 +13,7 @@ and 5.5 (optimum-intel 2.2.0). What optimum calls is called here: torch.onnx, ON
 
 import argparse
 import importlib.util
+import json
 import logging
 import random
 import shutil
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from modernbert_small.artefacts import begin
+from modernbert_small.artefacts import begin, write_json
 from modernbert_small.docstrings import python_files, read_docstrings
 from modernbert_small.models import load_sentence_transformer, require_finite
 from modernbert_small.retrieval import PairSet, RetrievalSet, evaluator, load_evaluation_sets
@@ -175,6 +176,7 @@ def open_runtime(file: Path) -> Runtime:
 def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) -> Path:  # noqa: A002, the flag's name
     """Write a model's folder with its graph in place of its encoder's weights; returns the graph's file."""
     model.save_pretrained(str(folder), create_model_card=False)
+    use_older_names(folder)
     for weights in folder.glob("*.safetensors*"):  # the encoder's; a Dense keeps its own, in its folder
         weights.unlink()
     file = folder / FILES[format]
@@ -190,6 +192,19 @@ def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) ->
             for part in whole.parent.iterdir():
                 part.rename(file.parent / part.name)
     return file
+
+
+def use_older_names(folder: Path) -> None:
+    """Name tokenizer and modules as transformers 4 and sentence-transformers 5 do, which is what optimum runs with.
+
+    Newer releases know these names too.
+    """
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    for module in modules:
+        module["type"] = f"sentence_transformers.models.{module['type'].rsplit('.', 1)[-1]}"
+    write_json(folder / "modules.json", modules)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def parity_texts(retrieval_sets: Sequence[RetrievalSet], pair_sets: Sequence[PairSet]) -> list[str]:
