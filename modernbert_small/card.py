@@ -43,6 +43,8 @@ trained to give the vectors of a larger teacher ({teacher}). Compare them by cos
 
 ## Use
 
+With sentence-transformers 6 and transformers 5.17 or newer:
+
 ```python
 from sentence_transformers import SentenceTransformer
 
