@@ -178,7 +178,7 @@ CASES = [
     (PHASE_3, spoil("init/model.safetensors"), [], "holds NaN or infinity"),
     (PHASE_3, pickled("init"), [], "--model_name_or_path init: cannot be loaded"),
     (PHASE_3, small_vocabulary, [], "--model_name_or_path init"),
-    (PHASE_3, None, ["--max_seq_length", "4096"], "more than the model's max_position_embeddings 128"),
+    (PHASE_3, None, ["--max_seq_length", "4096"], "more than the model's max_position_embeddings; use at most 128"),
     (PHASE_3, None, ["--learning_rate", "-1", "--num_train_epochs", "0", "--max_steps", "-1"], "; learning_rate"),
     # Phase 4
     (PHASE_4, None, ["--teacher_name_or_path", "nowhere"], "--teacher_name_or_path nowhere: no such folder here"),
