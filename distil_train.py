@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small.artefacts import RUN_FILE, begin, content_hash, read_run
+from modernbert_small.artefacts import RUN_FILE, begin, read_run
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.card import write_model_card
 from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
@@ -115,14 +115,19 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
     return student
 
 
-def check_teacher(args: DistilTrainArguments) -> None:
-    """Refuse a reduced teacher that did not make the labels, as far as their record says."""
+def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
+    """Refuse a reduced teacher that did not make the labels, as far as their record says.
+
+    Args:
+        args: the settings.
+        teacher: as this run's record describes it; a hub id has no hash.
+    """
     made_by = read_run(args.train_file).get("reduced_teacher") if Path(args.train_file, RUN_FILE).exists() else None
-    teacher = Path(args.teacher_name_or_path)
-    if made_by and teacher.exists() and content_hash(teacher) != made_by:
+    if made_by and teacher.get("hash", made_by) != made_by:
         raise UserError(
-            f"--teacher_name_or_path {teacher}: not the reduced teacher that made the labels in {args.train_file}; "
-            "expected phase 4's --teacher_output_dir of the same run; make both again with create_distil_dataset.py"
+            f"--teacher_name_or_path {args.teacher_name_or_path}: not the reduced teacher that made the labels in "
+            f"{args.train_file}; expected phase 4's --teacher_output_dir of the same run; make both "
+            "again with create_distil_dataset.py"
         )
 
 
@@ -175,7 +180,7 @@ def main() -> None:
         prepare_upload(args)(output_dir)
         return
     check_splits(args.train_file)
-    check_teacher(args)
+    check_teacher(args, run.record["inputs"]["teacher"])
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)

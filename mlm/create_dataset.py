@@ -82,8 +82,12 @@ class CreateDatasetArguments:
 
     def problems(self) -> list[str]:
         """What is impossible about these settings."""
-        least = {"max_seq_length": _MIN_SEQ_LENGTH, "max_rows_per_source": 1, "seed": 0}
-        least["validation_rows"] = LEAST_VALIDATION_ROWS
+        least = {
+            "max_seq_length": _MIN_SEQ_LENGTH,
+            "max_rows_per_source": 1,
+            "seed": 0,
+            "validation_rows": LEAST_VALIDATION_ROWS,
+        }
         problems = [
             f"{name}: {value}; use at least {minimum}"
             for name, minimum in least.items()

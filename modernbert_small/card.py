@@ -1,5 +1,6 @@
 """The model card of the final model, from what was measured and from the run.json of the phases before."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,20 @@ and of the models that it was made from allow, it allows too, and no more.
 """
 
 
-def metadata(name: str, account: dict[str, Any], records: dict[str, dict[str, Any]]) -> ModelCardData:
+def metadata(
+    name: str, account: dict[str, Any], records: dict[str, dict[str, Any]], corpora: Sequence[dict[str, Any]]
+) -> ModelCardData:
     """The front matter: what the hub and sentence-transformers read.
 
     Args:
         name: of the model.
         account: of `evaluate`; the student's rows become results.
-        records: of `report.find_records`; hub ids become base models and datasets.
+        records: of `report.find_records`; their teachers' hub ids become base models.
+        corpora: of `read_corpora`; their sources' hub ids become datasets.
     """
     inputs = [record.get("inputs", {}) for record in records.values()]
     base_models = {one["teacher"]["hub_id"] for one in inputs if "hub_id" in one.get("teacher", {})}
-    sources = [
-        corpus["inputs"].get(row["source"], {}) for corpus in corpora(records) for row in corpus.get("by_source", ())
-    ]
+    sources = [corpus["inputs"].get(row["source"], {}) for corpus in corpora for row in corpus.get("by_source", ())]
     datasets = list(dict.fromkeys(source["hub_id"] for source in sources if "hub_id" in source))
     kinds = {
         "retrieval": ("Information Retrieval", "cosine_ndcg@10", "Cosine Ndcg@10"),
@@ -154,17 +156,17 @@ def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
     return yaml.safe_dump(sections, sort_keys=False, width=1000).strip()
 
 
-def corpora(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def read_corpora(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of the corpora that the student read: of its labels, and of its pre-training if that is another."""
     read = [records[phase]["inputs"].get("corpus", {}) for phase in ("labels", "pre_train") if phase in records]
     folders = dict.fromkeys(corpus["path"] for corpus in read if "path" in corpus)
     return [read_run(folder) for folder in folders if Path(folder, RUN_FILE).exists()]
 
 
-def data_table(records: dict[str, dict[str, Any]]) -> str:
+def data_table(corpora: Sequence[dict[str, Any]]) -> str:
     """The corpora's sources, how much of each, and their licences."""
     lines = ["| source | from | texts | licence |", "| --- | --- | ---: | --- |"]
-    for corpus in corpora(records):
+    for corpus in corpora:
         for source in dict.fromkeys(row["source"] for row in corpus.get("by_source", ())):
             texts = sum(row["rows"] for row in corpus["by_source"] if row["source"] == source)
             origin = corpus["inputs"].get(source, {}).get("hub_id", "local files")
@@ -184,9 +186,10 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
     """
     name = folder.name.removesuffix(".partial")
     records = find_records([args.train_file, args.model_name_or_path, args.teacher_name_or_path])
+    corpora = read_corpora(records)
     labels = records.get("labels", {}).get("settings", {})
     text = _TEMPLATE.format(
-        metadata=metadata(name, record["account"], records).to_yaml(),
+        metadata=metadata(name, record["account"], records, corpora).to_yaml(),
         name=name,
         max_seq_length=args.max_seq_length,
         width=width,
@@ -198,6 +201,6 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         rows=record["rows"]["train"],
         steps=record["steps"],
         recipe=recipe(args, records),
-        data=data_table(records),
+        data=data_table(corpora),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -96,7 +96,7 @@ class Sample(NamedTuple):
         return Sample(self.rows[part] - first, self.vectors[part])
 
 
-def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str], where: str) -> None:
+def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str] | pa.ChunkedArray, where: str) -> None:
     """Refuse embeddings (N, D) without a finite length.
 
     Raises:
@@ -105,8 +105,9 @@ def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str], where
     lengths = np.linalg.norm(embeddings, axis=1)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
+        text = str(texts[int(bad[0])])
         raise UserError(
-            f"{where}: the teacher's vector of row {bad[0]} ({texts[bad[0]][:60]!r}) has length {lengths[bad[0]]}, "
+            f"{where}: the teacher's vector of row {bad[0]} ({text[:60]!r}) has length {lengths[bad[0]]}, "
             f"expected a finite one; {len(bad)} of {len(texts)} rows are so; choose another --teacher_name_or_path"
         )
 
@@ -117,7 +118,7 @@ def write_shard(
     """Write labels beside their sentences, aside first, then renamed; counts go into the metadata."""
     if embeddings.shape != (len(table), width):
         raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
-    require_vectors(embeddings, table["text"].to_pylist(), path.name)
+    require_vectors(embeddings, table["text"], path.name)
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})

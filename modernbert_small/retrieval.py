@@ -13,6 +13,7 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor
 
 from modernbert_small.settings import UserError
+from modernbert_small.tokens import is_text
 
 ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
@@ -84,15 +85,11 @@ def _read_pairs(flag: str, file: Path) -> PairSet:
     if set(table.column_names) != set(_PAIR_COLUMNS) or any(column.null_count for column in table.columns):
         raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS} without nulls")
     kinds = [table.schema.field(name).type for name in _PAIR_COLUMNS]
-    if not all(map(_is_string, kinds[:2])) or not (pa.types.is_floating(kinds[2]) or pa.types.is_integer(kinds[2])):
+    if not all(map(is_text, kinds[:2])) or not (pa.types.is_floating(kinds[2]) or pa.types.is_integer(kinds[2])):
         raise UserError(f"{flag} {file}: columns of {', '.join(map(str, kinds))}, expected two of strings and a number")
     if len(set(table["score"].to_pylist())) < 2:
         raise UserError(f"{flag} {file}: {len(table)} rows whose scores do not differ; expected pairs to tell apart")
     return PairSet(file.stem, *(table[name].to_pylist() for name in _PAIR_COLUMNS))
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _load_stsb(flag: str) -> PairSet:

@@ -111,7 +111,7 @@ def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_
                 if column not in schema.names:
                     raise UserError(f"{file}: no column {column!r}; found {', '.join(schema.names)}")
                 kind = schema.field(column).type
-                if column in _TEXT_COLUMNS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                if column in _TEXT_COLUMNS and not is_text(kind):
                     raise UserError(f"{file}: column {column!r} is of {kind}, expected string")
             for batch in parquet.iter_batches(rows, columns=list(columns)):
                 for column in columns:
@@ -120,6 +120,11 @@ def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_
                         raise UserError(f"{file}: column {column!r} is null in row {first}; expected a value")
                 position += len(batch)
                 yield pa.Table.from_batches([batch])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def count_rows(files: Sequence[Path]) -> int:
