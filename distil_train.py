@@ -9,8 +9,8 @@ Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, 
 
 The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
 Held-out similarity and NanoBEIR are watched, the best checkpoint by held-out similarity is kept, and student
-and teacher are compared at the end. Every flag of SentenceTransformerTrainingArguments works; --push_to_hub uploads
-the finished folder, once, also one that an earlier run finished.
+and teacher are compared at the end. --push_to_hub uploads the finished folder, once, also one that an earlier run
+finished.
 """
 
 import logging
@@ -34,7 +34,7 @@ from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import resolve_hardware, train, training_problems
+from modernbert_small.training import last_evaluation, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def main() -> None:
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run.folder, student[0].auto_model.config)
     trainer.evaluator = None  # the sets are compared next, with the teacher beside
-    heldout_metrics = trainer.evaluate()
+    heldout_metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
     if rank() > 0:
         return

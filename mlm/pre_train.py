@@ -8,22 +8,15 @@ Out:  checkpoints/mlm, which ModernBertForMaskedLM.from_pretrained loads, with t
     python mlm/pre_train.py --tokens_per_batch 4096 --max_steps 200   # a laptop
 
 30 % of the tokens are hidden, as ModernBERT does (https://arxiv.org/abs/2412.13663). Rows are packed, with
-no padding, and logits exist at hidden tokens only. Every flag of transformers' TrainingArguments works;
---push_to_hub uploads the finished folder, once, also one that an earlier run finished.
+no padding, and logits exist at hidden tokens only. --push_to_hub uploads the finished folder, once, also one
+that an earlier run finished.
 """
 
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
-from transformers import (
-    ModernBertForMaskedLM,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
@@ -33,7 +26,7 @@ from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank, world_size
 from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import PackedTrainerMixin, resolve_hardware, train, training_problems
+from modernbert_small.training import PackedTrainerMixin, last_evaluation, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +79,11 @@ class PreTrainArguments(TrainingArguments):
 class MaskedLMTrainer(PackedTrainerMixin, Trainer):
     """transformers' Trainer on packed, masked batches."""
 
-
-class Perplexity(TrainerCallback):
-    """Adds exp(loss) to what an evaluation reports."""
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Called with the evaluation's metrics."""
-        if "eval_loss" in metrics:
-            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 50))
-            logger.info("held-out loss %.4f, perplexity %.2f", metrics["eval_loss"], metrics["eval_perplexity"])
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer, with the perplexity beside a held-out loss."""
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 50))
+        super().log(logs, start_time)
 
 
 def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTrainedTokenizerBase]:
@@ -156,10 +145,9 @@ def main() -> None:
         train_dataset=train_data,
         eval_dataset=heldout,
         processing_class=tokenizer,
-        callbacks=[Perplexity()],
     )
     measurements = train(trainer, run.folder, student.config, args.mlm_probability)
-    metrics = trainer.evaluate()
+    metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
     if rank() > 0:
         return

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small.artefacts import read_run
-from modernbert_small.settings import UserError, read_recipe, run_script
+from modernbert_small.settings import Terminated, UserError, read_recipe, run_script
 from modernbert_small.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
 from modernbert_small.text import normalise
 from modernbert_small.tokens import read_table, split_files
@@ -105,11 +105,19 @@ def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
 
 
 def run_phase(script: str) -> None:
-    """Run one script as a user would; end as it ends if it fails."""
+    """Run one script as a user would; end as it ends if it fails, and let it save when this is stopped."""
     command = [sys.executable, str(ROOT / script), "--config", str(RECIPE)]
     logger.info("$ python %s --config %s", script, RECIPE.relative_to(ROOT))
-    if status := subprocess.run(command, check=False).returncode:
-        sys.exit(status)
+    phase = subprocess.Popen(command)
+    try:
+        phase.wait()
+    except Terminated:
+        phase.terminate()  # Ctrl-C reaches both by itself
+        raise
+    finally:
+        phase.wait()
+    if phase.returncode:
+        sys.exit(phase.returncode)
 
 
 def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:

@@ -38,6 +38,12 @@ _NO_SPACE_WORDS = (
     *("PytorchStreamWriter failed", "unexpected pos", "requested and"),
 )
 
+_INHERITED = """\
+Every other setting of transformers' TrainingArguments works too, such as max_steps, gradient_accumulation_steps, seed,
+optim, torch_compile, push_to_hub:
+https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments
+"""
+
 
 class UserError(Exception):
     """Something the user can put right. Printed as one line, exit status 2, no traceback."""
@@ -47,21 +53,41 @@ class Terminated(SystemExit):
     """SIGTERM, raised where the program stands so that what is open gets closed."""
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A line a setting: its name, its value's type, what it does, its default; line breaks of texts as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return ", ".join(action.option_strings)
+        choices = action.choices and "|".join(map(str, action.choices))
+        kind = action.metavar or choices or getattr(action.type, "__name__", "str").replace("string_to_bool", "bool")
+        return f"{action.option_strings[0]} {kind}" + (" ..." if action.nargs == "*" else "")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], argparse.SUPPRESS):
+            return action.help
+        listed = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {listed})"
+
+
 class _Parser(HfArgumentParser):
-    """HfArgumentParser whose complaints are UserErrors, the script's own settings first in --help."""
+    """HfArgumentParser whose complaints are UserErrors, and whose --help shows what a script declares itself."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
-    def group_own_settings_first(self, dataclass_type: type) -> None:
-        """Split --help in two: what the script declares itself, and what it inherits."""
-        own = set(inspect.get_annotations(dataclass_type)) | {"config", "help"}
-        if all(action.dest in own for action in self._actions):
-            return
-        self._optionals.title = "settings of this script"
-        inherited = self.add_argument_group("settings of TrainingArguments")
-        inherited._group_actions = [a for a in self._optionals._group_actions if a.dest not in own]
-        self._optionals._group_actions = [a for a in self._optionals._group_actions if a.dest in own]
+    def show_own_settings(self, dataclass_type: type) -> None:
+        """Leave inherited settings out of --help, of which there are a hundred, and name where they are described."""
+        shown = ["help", "config", *inspect.get_annotations(dataclass_type)]
+        actions = self._optionals._group_actions
+        own = [action for action in actions if action.dest in shown]
+        if len(own) < len(actions):
+            self.epilog = _INHERITED
+        own = [action for action in own if not action.option_strings[0].startswith("--no_")]  # `false` says it too
+        self._optionals._group_actions = sorted(own, key=lambda action: shown.index(action.dest))
 
 
 def parse_settings(
@@ -92,7 +118,7 @@ def parse_settings(
     parser.add_argument(
         "--config", metavar="RECIPE.yaml", help="recipe; its section for this script comes before the flags"
     )
-    parser.group_own_settings_first(dataclass_type)
+    parser.show_own_settings(dataclass_type)
     for action in parser._actions:
         action.nargs = "*" if action.nargs == "+" else action.nargs  # a list may be emptied
     command_line = list(sys.argv[1:] if argv is None else argv)
@@ -113,10 +139,6 @@ def parse_settings(
     shown = [name for name, value in values.items() if name in own or value != parser.get_default(name)]
     logger.info("settings: %s", " ".join(f"{name}={values[name]}" for name in shown))
     return settings
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults and leaves the docstring's line breaks alone."""
 
 
 def _recipe_path(command_line: list[str]) -> str | None:

@@ -367,5 +367,18 @@ def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share:
     }
 
 
+def last_evaluation(trainer: Any) -> dict[str, float]:
+    """Held-out metrics of the trained model: the last step's, if it was evaluated there and is what was kept.
+
+    Args:
+        trainer: after `train`; every process calls this.
+    """
+    last: dict[str, float] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    is_last_model = not trainer.args.load_best_model_at_end or trainer.state.best_global_step == last.get("step")
+    if last.get("step") == trainer.state.global_step and is_last_model:
+        return last
+    return trainer.evaluate()
+
+
 def _is_finite_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

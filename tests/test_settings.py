@@ -209,6 +209,9 @@ def test_help_as_the_shell_shows_it(script, tmp_path):
     assert "--config RECIPE.yaml" in result.stdout
     assert "--overwrite" in result.stdout
     assert "python " + script in result.stdout
+    assert "--per_device_train_batch_size" not in result.stdout, "inherited settings are a link"
+    assert "SUPPRESS" not in result.stdout
+    assert "<lambda>" not in result.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -55,11 +55,8 @@ def phase3(tmp_path, monkeypatch):
 
         argv = [*defaults, "--output_dir", output, *flags]
         monkeypatch.setattr("sys.argv", [SCRIPT, *argv])
-        monkeypatch.setattr(
-            module,
-            "Perplexity",
-            lambda original=module.Perplexity: callback or (Stop() if stop_after else original()),
-        )
+        added, trainer = [callback or Stop()], module.MaskedLMTrainer
+        monkeypatch.setattr(module, "MaskedLMTrainer", lambda **given: trainer(**given, callbacks=added))
         try:
             module.main()
         finally:
