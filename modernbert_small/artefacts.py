@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import xxhash
 
+from modernbert_small.energy import gpu_joules
 from modernbert_small.processes import rank, wait_for_all, world_size
 from modernbert_small.settings import UserError
 
@@ -52,6 +53,7 @@ class Run:
     record: dict[str, Any]
     resumed: bool
     _clock: float = field(default_factory=time.monotonic)
+    _joules: float | None = None
 
     def start(self) -> None:
         """Make the folder to write in: empty, unless it holds this very run, interrupted.
@@ -66,6 +68,7 @@ class Run:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN_FILE, self.record)
+            self._joules = gpu_joules()
         wait_for_all()
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +81,9 @@ class Run:
         self.record.update(measurements)
         self.record["resumed"] = self.resumed
         self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
+        joules = gpu_joules()
+        if self._joules is not None and joules is not None:
+            self.record["gpu_joules"] = round(joules - self._joules, 1)
         write_json(self.folder / RUN_FILE, self.record)
         replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)

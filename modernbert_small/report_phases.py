@@ -189,15 +189,20 @@ def distillation(record: Record) -> Html:
 
 
 def spent(record: Record) -> str:
-    """Wall-clock time; of a run that was resumed, of its last process."""
-    return duration(record.get("wall_seconds")) + (" since it was resumed" if record.get("resumed") else "")
+    """Wall-clock time, and energy where it is known; of a run that was resumed, its last process's."""
+    energy = f", {record['gpu_joules'] / 3.6e6:.3g} kWh by GPUs" if "gpu_joules" in record else ""
+    return duration(record.get("wall_seconds")) + energy + (" since it was resumed" if record.get("resumed") else "")
 
 
 def provenance(records: Mapping[str, Record]) -> Html:
     """Time, inputs with their hashes, versions, settings."""
-    seconds = {phase: record["wall_seconds"] for phase, record in records.items() if "wall_seconds" in record}
-    if "labels" in seconds:
-        seconds.pop("teacher", None)  # fitted while the labels were made
+    # The teacher is fitted while the labels are made.
+    counted = [record for phase, record in records.items() if phase != "teacher" or "labels" not in records]
+    total = {
+        name: sum(record.get(name, 0) for record in counted)
+        for name in ("wall_seconds", "gpu_joules")
+        if any(name in record for record in counted)
+    }
     times = [
         [
             *(PHASES[phase], code(record["folder"]), record.get("started", "")[:16].replace("T", " ")),
@@ -218,7 +223,7 @@ def provenance(records: Mapping[str, Record]) -> Html:
     versions: dict[str, dict[str, None]] = {}
     for name, version in (pair for record in records.values() for pair in record.get("versions", {}).items()):
         versions.setdefault(name, {})[version] = None
-    times.append(["All", "", "", "", duration(sum(seconds.values()))])
+    times.append(["All", "", "", "", spent(total)])
     return join(
         table("Phases", ["Phase", "Folder", "Started", "Commit", "Took"], times),
         table("Inputs, with the xxh3-128 of what they held", ["Phase", "Input", "Path or hub id", "Hash"], inputs),

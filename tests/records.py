@@ -151,6 +151,7 @@ def write_records(folder):
             "git_commit": "160497e684b8dd8956ef554a75ae99527167ad68",
             "started": "2026-11-24T08:06:46+0000",
             "wall_seconds": 574.2,
+            "gpu_joules": 1.26e6,
         }  # fmt: skip
         (folder / path / "run.json").write_text(json.dumps(record | measured))
     return "checkpoints/model"
