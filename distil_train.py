@@ -34,7 +34,7 @@ from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.settings import UserError, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import last_evaluation, resolve_hardware, train, training_problems
+from modernbert_small.training import last_evaluation, require_context, resolve_hardware, train, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +99,7 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
         raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
-    if args.max_seq_length > encoder.config.max_position_embeddings:
-        raise UserError(
-            f"max_seq_length: {args.max_seq_length} is more than the student's max_position_embeddings; "
-            f"use at most {encoder.config.max_position_embeddings}"
-        )
+    require_context(args.max_seq_length, encoder.config)
     if student.get_embedding_dimension() != teacher.get_embedding_dimension():
         raise UserError(
             f"{flag} {args.model_name_or_path}: {student.get_embedding_dimension()} wide, but the teacher's vectors "

@@ -26,7 +26,14 @@ from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank, world_size
 from modernbert_small.settings import UserError, next_command, parse_settings, run_script
 from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import PackedTrainerMixin, last_evaluation, resolve_hardware, train, training_problems
+from modernbert_small.training import (
+    PackedTrainerMixin,
+    last_evaluation,
+    require_context,
+    resolve_hardware,
+    train,
+    training_problems,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +104,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
             f"{flag} {args.model_name_or_path}: the tokenizer has {len(tokenizer)} entries, the model's embeddings "
             f"{student.config.vocab_size}; expected a tokenizer that fits the model"
         )
-    if args.max_seq_length > student.config.max_position_embeddings:
-        raise UserError(
-            f"max_seq_length: {args.max_seq_length} is more than the model's max_position_embeddings; "
-            f"use at most {student.config.max_position_embeddings}"
-        )
+    require_context(args.max_seq_length, student.config)
     require_finite(student, f"{flag} {args.model_name_or_path}")
     student.sparse_prediction = True  # logits where labels are, nowhere else
     student.loss_function = masked_cross_entropy

@@ -323,6 +323,19 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
     return found
 
 
+def require_context(max_seq_length: int, config: ModernBertConfig) -> None:
+    """Refuse texts that are longer than the model reads.
+
+    Raises:
+        UserError: with the most that it reads.
+    """
+    if max_seq_length > config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length: {max_seq_length} is more than the model's max_position_embeddings; "
+            f"use at most {config.max_position_embeddings}"
+        )
+
+
 def train(trainer: Any, folder: Path, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
     """Train from the last whole checkpoint in `folder`, or from the start.
 
