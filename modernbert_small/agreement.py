@@ -77,7 +77,7 @@ def layer_agreement(
     encoders = [model.base_model.eval() for model in (student, teacher)]
     kept: Sequence[int] = teacher_layers or ()
     moments: list[Moments] = []
-    for input_ids, attention_mask, _ in padded_batches(dataset, max_tokens, seed):
+    for input_ids, attention_mask, _ in padded_batches(dataset, max_tokens, seed, "agreement by layer"):
         inputs = {"input_ids": input_ids.to(student.device), "attention_mask": attention_mask.to(student.device)}
         real = attention_mask.bool().to(student.device)
         # The first of hidden_states is the embeddings.

@@ -27,6 +27,7 @@ from sentence_transformers.base.modules import Dense
 from modernbert_small.artefacts import read_run, write_json
 from modernbert_small.metrics import PRECISIONS, mean_ratio_interval, ndcg_at_10, similarities, store_scores, truncated
 from modernbert_small.models import best_device, has_bf16, load_sentence_transformer
+from modernbert_small.progress import ProgressBar
 from modernbert_small.projection import unit_vectors
 from modernbert_small.retrieval import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.settings import UserError, run_script
@@ -37,6 +38,7 @@ Vectors = NDArray[np.float32]
 WIDTHS = (256, 128, 64, 32)  # what vectors are truncated to, and half of their own width
 LATENCY_QUERIES = 30
 SEARCHES = 5  # queries of all sets together whose first results are kept, to read
+_BLOCK = 1024  # texts between two steps of a progress bar
 RESULTS, EXCERPT = 3, 160  # documents of a search, characters of a document
 
 
@@ -47,14 +49,21 @@ class Embedder:
         self.model = model
         self.texts, self.seconds = 0, 0.0
 
-    def __call__(self, texts: Sequence[str], kind: str) -> Vectors:
-        """Unit vectors (N, D) of queries or documents."""
-        encode = self.model.encode_query if kind == "query" else self.model.encode_document
-        began = time.perf_counter()
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=has_bf16(self.model.device)):
-            vectors = encode(list(texts), batch_size=32, show_progress_bar=False)
+    def __call__(self, texts: Sequence[str], kind: str, description: str) -> Vectors:
+        """Unit vectors (N, D) of queries or documents, under a progress bar."""
+        began, vectors = time.perf_counter(), []
+        with ProgressBar(len(texts), description, "text") as bar:
+            for first in range(0, len(texts), _BLOCK):
+                block = texts[first : first + _BLOCK]
+                vectors.append(self._encode(block, kind))
+                bar.update(len(block))
         self.texts, self.seconds = self.texts + len(texts), self.seconds + time.perf_counter() - began
-        return unit_vectors(np.asarray(vectors, np.float32))
+        return unit_vectors(np.concatenate(vectors).astype(np.float32))
+
+    def _encode(self, texts: Sequence[str], kind: str) -> Vectors:
+        encode = self.model.encode_query if kind == "query" else self.model.encode_document
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=has_bf16(self.model.device)):
+            return encode(list(texts), batch_size=32, show_progress_bar=False)
 
     def cost(self, queries: Sequence[str]) -> dict[str, float]:
         """Speed so far, latency of one query, and size."""
@@ -62,7 +71,7 @@ class Embedder:
         seconds = []
         for query in queries[:LATENCY_QUERIES]:
             began = time.perf_counter()
-            self([query], "query")
+            self._encode([query], "query")
             seconds.append(time.perf_counter() - began)
         values = list(self.model.state_dict().values())
         return {
@@ -178,7 +187,10 @@ def account(
     pairs: dict[str, dict[str, float]] = {}
     for pair_set in pair_sets:
         vectors = {
-            name: (embed(pair_set.first, "document"), embed(pair_set.second, "document"))
+            name: (
+                embed(pair_set.first, "document", f"{pair_set.name}, {name}, first sentences"),
+                embed(pair_set.second, "document", f"{pair_set.name}, {name}, second sentences"),
+            )
             for name, embed in embedders.items()
         }
         for system, scores in _pair_scores(vectors["teacher"], vectors.get("student"), projection).items():
@@ -205,8 +217,8 @@ def _retrieval(
         relevant = [sorted(column[document] for document in dataset.relevant[query]) for query in queries]
         vectors = {
             name: (
-                embed([dataset.queries[query] for query in queries], "query"),
-                embed([dataset.corpus[document] for document in documents], "document"),
+                embed(list(dataset.queries.values()), "query", f"{dataset.name}, {name}, queries"),
+                embed(list(dataset.corpus.values()), "document", f"{dataset.name}, {name}, documents"),
             )
             for name, embed in embedders.items()
         }

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernbert_small.batches import Batch, PackedSampler, packed_features
+from modernbert_small.progress import ProgressBar
 from modernbert_small.settings import UserError
 from modernbert_small.tokens import TokenStore
 
@@ -151,7 +152,7 @@ def masked_lm_loss(model: PreTrainedModel, dataset: MaskedLMDataset, max_tokens:
     """
     model.eval()
     total, count = 0.0, 0
-    for input_ids, attention_mask, labels in padded_batches(dataset, max_tokens, seed):
+    for input_ids, attention_mask, labels in padded_batches(dataset, max_tokens, seed, "held-out loss"):
         logits = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
         hidden = labels != IGNORED
         total += cross_entropy(logits.float().cpu()[hidden], labels[hidden], reduction="sum").item()
@@ -159,24 +160,29 @@ def masked_lm_loss(model: PreTrainedModel, dataset: MaskedLMDataset, max_tokens:
     return total / max(count, 1)
 
 
-def padded_batches(dataset: MaskedLMDataset, max_tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def padded_batches(
+    dataset: MaskedLMDataset, max_tokens: int, seed: int, description: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A dataset's first rows, masked, in padded batches, which any architecture takes.
 
     Args:
         dataset: rows to read.
         max_tokens: rows are taken until they hold this many tokens.
         seed: fixes which tokens are hidden.
+        description: of what is done, for the progress bar.
 
     Yields:
         input_ids, attention_mask and labels (at most 8, longest row) int64.
     """
     last = min(int(np.searchsorted(dataset.store.offsets, max_tokens, side="right")), len(dataset))
-    for first in range(0, last, _ROWS_PADDED):
-        rows = np.arange(first, min(first + _ROWS_PADDED, last))
-        packed = dataset.__getitems__(Batch(rows, (seed, first)))
-        lengths = dataset.store.lengths[rows].tolist()
-        input_ids, labels = (
-            pad_sequence(list(packed[name][0].split(lengths)), batch_first=True, padding_value=fill)  # type: ignore[index]
-            for name, fill in (("input_ids", 0), ("labels", IGNORED))
-        )
-        yield input_ids, (torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]).long(), labels
+    with ProgressBar(last, description, "text") as bar:
+        for first in range(0, last, _ROWS_PADDED):
+            rows = np.arange(first, min(first + _ROWS_PADDED, last))
+            packed = dataset.__getitems__(Batch(rows, (seed, first)))
+            lengths = dataset.store.lengths[rows].tolist()
+            input_ids, labels = (
+                pad_sequence(list(packed[name][0].split(lengths)), batch_first=True, padding_value=fill)  # type: ignore[index]
+                for name, fill in (("input_ids", 0), ("labels", IGNORED))
+            )
+            yield input_ids, (torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]).long(), labels
+            bar.update(len(rows))

@@ -36,6 +36,7 @@ from transformers import ModernBertForMaskedLM, ModernBertModel
 from modernbert_small.alignment import mean_free_basis
 from modernbert_small.guide import select_uniformly
 from modernbert_small.masking import IGNORED
+from modernbert_small.progress import ProgressBar
 
 # Relative to the mean square of the inputs. Small: there are dozens of tokens for each weight of a row.
 _RIDGE = 1e-3
@@ -103,18 +104,20 @@ class _Recorder:
 
     @torch.no_grad()
     def run(self, batches: Sequence[dict[str, Any]]) -> None:
-        for batch in batches:
-            h = self.model.embeddings(batch["input_ids"])
-            for index, layer in enumerate(self.model.layers):
-                self._add(self.stream[index], _normalised(h))
-                x, written = _attention(self.model, index, h, batch)
-                by_head = x[0].double().unflatten(1, self.heads.shape[1:3]).transpose(0, 1)
-                self.heads[index] += (by_head.transpose(1, 2) @ by_head).to(self.heads.device)
-                h = h + written
-                x = _mlp_input(layer, h)
-                self.neurons[index] += x[0].double().square().sum(0).cpu()
-                h = h + layer.mlp.Wo(x)
-            self._add(self.stream[-1], _normalised(h))
+        with ProgressBar(len(batches) * len(self.model.layers), "reading the teacher", "layer") as bar:
+            for batch in batches:
+                h = self.model.embeddings(batch["input_ids"])
+                for index, layer in enumerate(self.model.layers):
+                    self._add(self.stream[index], _normalised(h))
+                    x, written = _attention(self.model, index, h, batch)
+                    by_head = x[0].double().unflatten(1, self.heads.shape[1:3]).transpose(0, 1)
+                    self.heads[index] += (by_head.transpose(1, 2) @ by_head).to(self.heads.device)
+                    h = h + written
+                    x = _mlp_input(layer, h)
+                    self.neurons[index] += x[0].double().square().sum(0).cpu()
+                    h = h + layer.mlp.Wo(x)
+                    bar.update(1)
+                self._add(self.stream[-1], _normalised(h))
 
     @staticmethod
     def _add(moment: Tensor, x: Tensor) -> None:
@@ -296,18 +299,20 @@ def _walk(
     P = P.to(S.device, torch.float32)
     h_S = [S.embeddings(batch["input_ids"]) for batch in batches]
     h_T = [T.embeddings(batch["input_ids"]) for batch in batches]
-    for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(T.layers)], strict=True)):
-        layer = S.layers[index]
-        middle = [h + _attention(T, source, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
-        inputs = [_attention(S, index, h, batch)[0] for h, batch in zip(h_S, batches, strict=True)]
-        h_S = _write(layer.attn.Wo, h_S, inputs, middle if heal else None, P)
+    with ProgressBar(len(kept), "fitting the student", "layer") as bar:
+        for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(T.layers)], strict=True)):
+            layer = S.layers[index]
+            middle = [h + _attention(T, source, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
+            inputs = [_attention(S, index, h, batch)[0] for h, batch in zip(h_S, batches, strict=True)]
+            h_S = _write(layer.attn.Wo, h_S, inputs, middle if heal else None, P)
 
-        h_T = [h + T.layers[source].mlp.Wo(_mlp_input(T.layers[source], h)) for h in middle]
-        for skipped in range(source + 1, following):
-            h_T = [h + _attention(T, skipped, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
-            h_T = [h + T.layers[skipped].mlp.Wo(_mlp_input(T.layers[skipped], h)) for h in h_T]
-        inputs = [_mlp_input(layer, h) for h in h_S]
-        h_S = _write(layer.mlp.Wo, h_S, inputs, h_T if heal else None, P)
+            h_T = [h + T.layers[source].mlp.Wo(_mlp_input(T.layers[source], h)) for h in middle]
+            for skipped in range(source + 1, following):
+                h_T = [h + _attention(T, skipped, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
+                h_T = [h + T.layers[skipped].mlp.Wo(_mlp_input(T.layers[skipped], h)) for h in h_T]
+            inputs = [_mlp_input(layer, h) for h in h_S]
+            h_S = _write(layer.mlp.Wo, h_S, inputs, h_T if heal else None, P)
+            bar.update(1)
     return h_S, h_T
 
 
