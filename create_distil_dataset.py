@@ -237,14 +237,14 @@ def main() -> None:
     if run is None:
         return
     check_splits(args.train_file, args.embedding_dim)
-    retrieval_sets, _ = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
     check_teacher(teacher, args)
     run.start()
     sample_file = run.folder / SAMPLE_FILE
     reduced = save_reduced_teacher(teacher, args, inputs, sample_file)
     if rank() == 0:
-        ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets)
+        ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), retrieval_sets, pair_sets)
         print(format_account(ceiling))
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
     label_split(labeller, args, run, "validation", Sample.none(args.embedding_dim))

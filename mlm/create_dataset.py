@@ -68,7 +68,9 @@ class CreateDatasetArguments:
     validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
     eval_datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "sets that the model will be reported on, as in phase 5; texts that they hold are dropped"},
+        metadata={
+            "help": "sets that the model will be reported on, as in phase 5; texts that equal their queries are dropped"
+        },
     )
     decontaminate: Literal["queries", "all", "no"] = field(
         default="queries",

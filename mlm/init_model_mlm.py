@@ -64,8 +64,7 @@ class InitModelArguments:
         default="guide",
         metadata={
             "help": "guide: embeddings, first layer, norms and head; embeddings: these alone; random: none; "
-            "all_layers: every layer, fitted on a sample of train_file; on a small teacher 4.4 nats before training "
-            "where guide has 8.8, docs/initialisation.md"
+            "all_layers: every layer, fitted on a sample of train_file, docs/initialisation.md"
         },
     )
     train_file: str = field(
@@ -89,7 +88,7 @@ class InitModelArguments:
         if not found and self.hidden_size % (2 * self.num_attention_heads):
             found.append(
                 f"num_attention_heads: hidden_size {self.hidden_size} / {self.num_attention_heads} heads is not an "
-                "even whole number, which RoPE needs"
+                f"even whole number, which RoPE needs; ModernBERT's heads are 64 wide: {max(1, self.hidden_size // 64)}"
             )
         return found
 

@@ -167,7 +167,12 @@ def main() -> None:
         }
     )
     upload(output_dir)
-    logger.info("wrote %s; next: %s", output_dir, next_command("create_distil_dataset.py"))
+    logger.info(
+        "wrote %s, held-out loss %.4f; next: %s",
+        output_dir,
+        metrics["eval_loss"],
+        next_command("create_distil_dataset.py"),
+    )
 
 
 if __name__ == "__main__":

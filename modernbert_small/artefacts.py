@@ -68,7 +68,8 @@ class Run:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN_FILE, self.record)
-            self._joules = gpu_joules()
+            if self.record["phase"] != "create_dataset":  # which needs no GPU and wakes none
+                self._joules = gpu_joules()
         wait_for_all()
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,8 +82,7 @@ class Run:
         self.record.update(measurements)
         self.record["resumed"] = self.resumed
         self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
-        joules = gpu_joules()
-        if self._joules is not None and joules is not None:
+        if self._joules is not None and (joules := gpu_joules()) is not None:
             self.record["gpu_joules"] = round(joules - self._joules, 1)
         write_json(self.folder / RUN_FILE, self.record)
         replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
@@ -149,7 +149,8 @@ def begin(
                 )
             raise UserError(_refusal(flag, final, earlier, record))
     resumed = False
-    if (partial / RUN_FILE).exists():
+    if (partial / RUN_FILE).exists() and any(path.name not in (RUN_FILE, "runs") for path in partial.iterdir()):
+        # Something was saved, so it is worth a question.
         earlier = _read_earlier(partial, overwrite)
         if earlier is not None and not _differences(earlier, record):
             resumed = True
@@ -180,7 +181,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         old, new = before.get(part, {}), now[part]
         for name in sorted(set(old) | set(new)):
             if name not in _NOT_COMPARED and _comparable(old.get(name)) != _comparable(new.get(name)):
-                changes.append(f"{name}: {old.get(name)} -> {new.get(name)}")
+                changes.append(f"{name}: {_shown(old.get(name))} -> {_shown(new.get(name))}")
     return changes
 
 
@@ -189,6 +190,13 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, Mapping) and "hash" in value:
         return value["hash"]
     return os.path.normpath(value) if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> Any:
+    """An input as it was named, with the beginning of its hash."""
+    if isinstance(value, Mapping) and "path" in value:
+        return f"{value['path']} ({value['hash'][:8]})"
+    return value
 
 
 def _refusal(flag: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

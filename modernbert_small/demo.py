@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib.util
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -108,14 +109,16 @@ def run_phase(script: str) -> None:
     """Run one script as a user would; end as it ends if it fails, and let it save when this is stopped."""
     command = [sys.executable, str(ROOT / script), "--config", str(RECIPE)]
     logger.info("$ python %s --config %s", script, RECIPE.relative_to(ROOT))
-    phase = subprocess.Popen(command)
-    try:
-        phase.wait()
-    except Terminated:
-        phase.terminate()  # Ctrl-C reaches both by itself
-        raise
-    finally:
-        phase.wait()
+    phase = subprocess.Popen(command, start_new_session=True)  # a terminal's Ctrl-C reaches this process alone
+    stopped: BaseException | None = None
+    while phase.poll() is None:
+        try:
+            phase.wait()
+        except (KeyboardInterrupt, Terminated) as stop:
+            stopped = stop
+            phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    if stopped is not None:
+        raise stopped
     if phase.returncode:
         sys.exit(phase.returncode)
 

@@ -338,7 +338,8 @@ def main() -> None:
         "--datasets",
         nargs="+",
         default=["nanobeir"],
-        help="NanoBEIR names, nanobeir for all 13, stsb, folders laid out like NanoBEIR, files of sentence pairs",
+        help="NanoBEIR names, nanobeir for all 13 (the default, from the hub), stsb, folders laid out like NanoBEIR, "
+        "files of sentence pairs",
     )
     parser.add_argument("--mteb", nargs="+", default=[], metavar="TASK", help="MTEB tasks, with the extra [mteb]")
     parser.add_argument("--output", type=Path, help="JSON file to write the account to")

@@ -320,7 +320,7 @@ def main() -> None:
     """Model in, folder for a runtime out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder or hub id")
-    parser.add_argument("--format", required=True, choices=list(NEEDED))
+    parser.add_argument("--format", required=True, choices=list(NEEDED), help="of the model file")
     parser.add_argument("--dtype", default="float32", choices=list(LEAST_COSINE), help="default: float32")
     parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>-<dtype>")
     parser.add_argument(

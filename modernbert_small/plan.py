@@ -19,7 +19,7 @@ from modernbert_small.artefacts import RUN_FILE, read_run
 from modernbert_small.flops import PEAK_RATES, training_flops_per_token
 from modernbert_small.guide import student_config
 from modernbert_small.hub import load_config
-from modernbert_small.settings import UserError, full_recipe, run_script
+from modernbert_small.settings import UserError, full_recipe, require_equal_widths, run_script
 
 MODERNBERT_BASE = {
     "vocab_size": 50_368,
@@ -164,13 +164,16 @@ def format_plan(rows: list[dict], peak: float) -> str:
 def main() -> None:
     """Recipe in, table out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe", type=Path, help="recipes/v2.yaml, or one of your own")
     parser.add_argument("--gpu", default="H100", help=f"default: H100; one of {', '.join(PEAK_RATES)}")
     parser.add_argument("--rows", type=int, help="texts of the corpus, if phase 1 has not run")
     parser.add_argument("--tokens", type=int, help="tokens of the corpus, if phase 1 has not run")
     args = parser.parse_args()
+    if (args.rows is None) != (args.tokens is None):
+        raise UserError("--rows and --tokens: expected both, or neither once phase 1 has run")
     gpu, peak = find_gpu(args.gpu)
     recipe = full_recipe(args.recipe)
+    require_equal_widths(args.recipe, recipe)
     count, tokens, lengths, source = corpus_size(recipe["pre_train"]["train_file"], args.rows, args.tokens)
     rows, assumed = plan(recipe, tokens, lengths)
     print(f"{count:,} rows, {tokens:,} tokens; one {gpu}, {peak / 1e12:,.0f} TFLOP/s in bf16\n")

@@ -190,7 +190,8 @@ def distillation(record: Record) -> Html:
 
 def spent(record: Record) -> str:
     """Wall-clock time, and energy where it is known; of a run that was resumed, its last process's."""
-    energy = f", {record['gpu_joules'] / 3.6e6:.3g} kWh by GPUs" if "gpu_joules" in record else ""
+    hours = record.get("gpu_joules", 0) / 3600
+    energy = f", {hours:,.{0 if hours >= 10 else 2}f} Wh by GPUs" if hours else ""
     return duration(record.get("wall_seconds")) + energy + (" since it was resumed" if record.get("resumed") else "")
 
 

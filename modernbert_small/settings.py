@@ -39,8 +39,8 @@ _NO_SPACE_WORDS = (
 )
 
 _INHERITED = """\
-Every other setting of transformers' TrainingArguments works too, such as max_steps, gradient_accumulation_steps, seed,
-optim, torch_compile, push_to_hub:
+Settings of the Trainer work too, such as max_steps, gradient_accumulation_steps, seed, optim, torch_compile,
+push_to_hub; not batch sizes, which are counted in tokens, nor resume_from_checkpoint, which happens by itself:
 https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments
 """
 
@@ -64,7 +64,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
             return ", ".join(action.option_strings)
         choices = action.choices and "|".join(map(str, action.choices))
         kind = action.metavar or choices or getattr(action.type, "__name__", "str").replace("string_to_bool", "bool")
-        return f"{action.option_strings[0]} {kind}" + (" ..." if action.nargs == "*" else "")
+        kind = {"?": f"[{kind}]", "*": f"{kind} ..."}.get(str(action.nargs), kind)
+        return f"{action.option_strings[0]} {kind}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, [], argparse.SUPPRESS):
@@ -178,9 +179,9 @@ def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
     try:
         sections = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise UserError(f"--config {recipe}: {error.strerror}") from error
+        raise UserError(f"{recipe}: {error.strerror}; expected a recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {recipe}: not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict):
         raise UserError(f"{recipe}: expected sections {', '.join(SECTIONS)}, found {type(sections).__name__}")
     for name, values in sections.items():
@@ -188,7 +189,23 @@ def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{recipe}: unknown section {name!r}; sections are {', '.join(SECTIONS)}")
         if not isinstance(values, dict | None):
             raise UserError(f"{recipe}: {name}: expected `key: value` lines, found {values!r}")
+    require_equal_widths(recipe, sections)
     return sections
+
+
+def require_equal_widths(recipe: Path, sections: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Refuse a student as wide as no label, which phase 5 would only find after phases 3 and 4.
+
+    Raises:
+        UserError: both widths are given, and differ.
+    """
+    width = (sections.get("init_model_mlm") or {}).get("hidden_size")
+    labels = (sections.get("create_distil_dataset") or {}).get("embedding_dim")
+    if width != labels and None not in (width, labels):
+        raise UserError(
+            f"{recipe}: init_model_mlm has hidden_size {width}, create_distil_dataset embedding_dim {labels}; expected "
+            "the same, since the student's vectors are compared with the labels"
+        )
 
 
 def full_recipe(recipe: Path) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ModernBertConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
@@ -234,7 +235,11 @@ class Progress(TrainerCallback):
         remaining = (state.max_steps - state.global_step) * self.tokens_per_step / max(self.tokens_per_second, 1e-9)
         speed = f"{self.tokens_per_second:,.0f} tokens/s" + ("" if self.mfu is None else f" ({self.mfu:.0%} of peak)")
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{shown} {speed}")
+            if any(name.startswith("eval_") for name in logs):
+                with tqdm.external_write_mode():
+                    logger.info("step %d/%d  %s", state.global_step, state.max_steps, shown)
+            else:
+                self._bar.set_postfix_str(f"{shown} {speed}")
         elif state.global_step:
             eta = time.strftime("%H:%M:%S", time.gmtime(remaining))
             logger.info("step %d/%d  %s  %s  %s left", state.global_step, state.max_steps, shown, speed, eta)
@@ -298,8 +303,16 @@ def training_problems(args: Any, metrics: Sequence[str]) -> list[str]:
             f"tokens_per_batch: {args.tokens_per_batch} is less than max_seq_length {args.max_seq_length}; a batch "
             "must hold the longest text"
         )
-    if args.per_device_train_batch_size != 8:
-        found.append("per_device_train_batch_size: batches are counted in tokens here; use tokens_per_batch")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(args, name) != 8:
+            found.append(f"{name}: batches are counted in tokens here; use tokens_per_batch")
+    if args.resume_from_checkpoint is not None:
+        found.append("resume_from_checkpoint: a killed run goes on by itself; leave it out")
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:  # no such name; not installed
+        found.append(f"report_to: {error}")
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         found.append(f"num_train_epochs: {args.num_train_epochs}, expected more than 0")
     if args.gradient_accumulation_steps < 1:

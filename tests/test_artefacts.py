@@ -47,6 +47,9 @@ def test_overwrite_leaves_what_is_the_same(tmp_path):
     make(tmp_path / "out")
     assert make(tmp_path / "out", "again", overwrite=True) is None
     begin("phase", str(tmp_path / "half"), {"seed": 1}, {}).start()
+    assert not begin("phase", str(tmp_path / "half"), {"seed": 1}, {}, overwrite=True).resumed, "nothing was saved yet"
+    begin("phase", str(tmp_path / "half"), {"seed": 2}, {})  # so other settings are no conflict
+    (tmp_path / "half.partial" / "checkpoint-1").mkdir()
     assert begin("phase", str(tmp_path / "half"), {"seed": 1}, {}, overwrite=True).resumed
 
 

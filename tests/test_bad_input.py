@@ -180,6 +180,9 @@ CASES = [
     (PHASE_3, small_vocabulary, [], "--model_name_or_path init"),
     (PHASE_3, None, ["--max_seq_length", "4096"], "more than the model's max_position_embeddings; use at most 128"),
     (PHASE_3, None, ["--learning_rate", "-1", "--num_train_epochs", "0", "--max_steps", "-1"], "; learning_rate"),
+    (PHASE_3, None, ["--report_to", "tensorbord"], "report_to: tensorbord is not supported, only"),
+    (PHASE_3, None, ["--per_device_eval_batch_size", "4"], "batches are counted in tokens here; use tokens_per_batch"),
+    (PHASE_3, None, ["--resume_from_checkpoint", "x"], "resume_from_checkpoint: a killed run goes on by itself"),
     # Phase 4
     (PHASE_4, None, ["--teacher_name_or_path", "nowhere"], "--teacher_name_or_path nowhere: no such folder here"),
     (PHASE_4, None, ["--embedding_dim", "25"], "embedding_dim: 25 is wider than the teacher's 24"),

@@ -20,12 +20,14 @@ def save(number, frame):
     sys.exit(143)
 
 signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
 Path("started").touch()
 time.sleep(60)
 """
 
 
-def test_a_stopped_demo_lets_its_phase_save(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_stopped_demo_lets_its_phase_save(tmp_path, monkeypatch, number, raised):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "ROOT", tmp_path)
     monkeypatch.setattr(demo, "RECIPE", tmp_path / "recipe.yaml")
@@ -34,13 +36,13 @@ def test_a_stopped_demo_lets_its_phase_save(tmp_path, monkeypatch):
     def stop_when_started():
         while not (tmp_path / "started").exists():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    earlier = signal.signal(signal.SIGTERM, raise_stop)
+    earlier = signal.signal(number, raise_stop)
     try:
         threading.Thread(target=stop_when_started, daemon=True).start()
-        with pytest.raises(Terminated):
+        with pytest.raises(raised):
             demo.run_phase("phase.py")
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        signal.signal(number, earlier)
     assert (tmp_path / "saved").exists()

@@ -91,6 +91,24 @@ def test_the_corpus_by_record_or_flags(tmp_path):
     assert corpus_size(str(tmp_path), 5, 50)[:3] == (5, 50, 10)
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        (
+            "create_distil_dataset: {embedding_dim: 128}",
+            [],
+            "has hidden_size 384, create_distil_dataset embedding_dim 128",
+        ),
+        ("", ["--rows", "1000"], "--rows and --tokens: expected both"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(tmp_path, monkeypatch, text, flags, said):
+    (tmp_path / "recipe.yaml").write_text(text)
+    monkeypatch.setattr("sys.argv", ["plan", str(tmp_path / "recipe.yaml"), *flags])
+    with pytest.raises(UserError, match=said):
+        module.main()
+
+
 def test_names():
     assert find_gpu("NVIDIA H100 PCIe") == ("H100 PCIe", 756e12)
     assert find_gpu("l40s")[0] == "L40S"

@@ -87,7 +87,7 @@ def test_what_was_measured_is_there(model):
     account = ("93.1 %", "of the teacher’s (90.1 – 95.5 %)", "student's queries, teacher's documents", "0.850")
     cost = ("192 bytes", "4 bytes", "10.2 M", "2.7 × the teacher’s", "9.8")
     search = ("does vitamin D prevent falls", "✓ relevant", "0.81")
-    for words in (*corpus, *phases, *account, *cost, *search, HASH, "47.9 min, 1.75 kWh by GPUs", "2.13.0"):
+    for words in (*corpus, *phases, *account, *cost, *search, HASH, "47.9 min, 1,750 Wh by GPUs", "2.13.0"):
         assert words in page.texts, words
     assert "bf16" not in page.texts
     assert "learning_rate" in page.texts

@@ -117,6 +117,10 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
         ("pre_train: 3", "pre_train: expected `key: value` lines, found 3"),
         ("- 1", "expected sections create_dataset,"),
         ("a: [", "not YAML"),
+        (
+            "init_model_mlm: {hidden_size: 256}\ncreate_distil_dataset: {embedding_dim: 384}",
+            "init_model_mlm has hidden_size 256, create_distil_dataset embedding_dim 384; expected the same",
+        ),
         ("pre_train: {seed: -1, learning_rate: 0}", "seed: -1, expected 0 or more; learning_rate: 0.0, expected"),
     ],
 )

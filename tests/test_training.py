@@ -186,6 +186,18 @@ def test_the_best_checkpoint_is_kept_and_loaded(phase3):
     assert_equal_weights(out, out / "checkpoint-4")
     state = json.loads((out / "checkpoint-12" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"].endswith("out.partial/checkpoint-4")
+    assert json.loads((out / "run.json").read_text())["heldout_mlm_loss"] == 12  # measured again, of what was loaded
+
+
+def test_a_last_evaluation_is_not_made_twice(phase3):
+    evaluated = []
+    count = on("on_evaluate", lambda state, others: evaluated.append(state.global_step))
+    once = phase3("once", None, "--max_steps", "8", "--eval_steps", "4", callback=count)
+    assert evaluated == [4, 8]
+    afterwards = phase3("afterwards", None, "--max_steps", "8", callback=count)
+    assert evaluated == [4, 8, 8]
+    losses = [json.loads((folder / "run.json").read_text())["heldout_mlm_loss"] for folder in (once, afterwards)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def poisoned(kind, first, last):
