@@ -256,7 +256,7 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
         if Path(location).exists():
             remedy = f"expected split train{f' of config {config}' if config else ''}"
         else:
-            remedy = f"check the name and the network, or pass --sources {name}=<local path>"
+            remedy = f"no such folder is here; check the name and the network, or pass --sources {name}=<local path>"
         raise UserError(f"--sources {name}: hub dataset {location} cannot be opened ({reason}); {remedy}") from error
 
     def values(wanted: Sequence[str], seed: int | None) -> Values:
