@@ -61,7 +61,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
         default="auto", metadata={"help": f"{', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best here"}
     )
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
     warmup_steps: float = field(default=0.05, metadata={"help": "steps, or below 1 a share of all"})
     weight_decay: float = field(default=0.01, metadata={"help": "of weights; not of biases and norms"})
