@@ -13,7 +13,6 @@ that an earlier run finished.
 """
 
 import logging
-import math
 from dataclasses import dataclass, field
 
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -22,6 +21,7 @@ from modernbert_small.artefacts import begin
 from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.hub import explain_load_errors, load_tokenizer, prepare_upload
 from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
+from modernbert_small.metrics import perplexity
 from modernbert_small.models import require_finite
 from modernbert_small.processes import first_process_first, rank, world_size
 from modernbert_small.settings import UserError, next_command, parse_settings, run_script
@@ -89,7 +89,7 @@ class MaskedLMTrainer(PackedTrainerMixin, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer, with the perplexity beside a held-out loss."""
         if "eval_loss" in logs:
-            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 50))
+            logs["eval_perplexity"] = perplexity(logs["eval_loss"])
         super().log(logs, start_time)
 
 

@@ -1,9 +1,9 @@
 """What the GPUs draw, as NVIDIA's driver counts it."""
 
-import os
-
 import pynvml
 import torch
+
+from modernbert_small.processes import local_world_size
 
 
 def gpu_joules() -> float | None:
@@ -18,10 +18,7 @@ def gpu_joules() -> float | None:
         return None
     try:
         pynvml.nvmlInit()
-        uuids = [
-            torch.cuda.get_device_properties(index).uuid
-            for index in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        ]
+        uuids = [torch.cuda.get_device_properties(index).uuid for index in range(local_world_size())]
         handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
         return sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, handles)) / 1000
     except pynvml.NVMLError:

@@ -212,9 +212,8 @@ def _retrieval(
     shares: dict[int, dict[str, list[float]]] = {}
     searches: list[dict[str, Any]] = []
     for dataset in retrieval_sets:
-        queries, documents = list(dataset.queries), list(dataset.corpus)
-        column = {document: index for index, document in enumerate(documents)}
-        relevant = [sorted(column[document] for document in dataset.relevant[query]) for query in queries]
+        column = {document: index for index, document in enumerate(dataset.corpus)}
+        relevant = [sorted(column[document] for document in dataset.relevant[query]) for query in dataset.queries]
         vectors = {
             name: (
                 embed(list(dataset.queries.values()), "query", f"{dataset.name}, {name}, queries"),
@@ -233,7 +232,7 @@ def _retrieval(
             count = min(math.ceil(SEARCHES / len(retrieval_sets)), SEARCHES - len(searches))
             both = {"teacher": scores.get("teacher, projected", scores["teacher"]), "student": scores["student"]}
             searches += sample_searches(dataset, both, relevant, count)
-        logger.info("%s: %d queries, %d documents", dataset.name, len(queries), len(documents))
+        logger.info("%s: %d queries, %d documents", dataset.name, len(dataset.queries), len(dataset.corpus))
     return {
         "retrieval": [_row(name, scores, per_query["teacher"]) for name, scores in per_query.items()],
         "grid": {

@@ -1,8 +1,9 @@
-"""How good a ranking is, how sure that is, and what is left of vectors when they are made smaller.
+"""How good a ranking is, how sure that is, what is left of vectors when they are made smaller; and perplexity.
 
 Q: queries. N: documents. D: width.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,11 @@ from modernbert_small.projection import unit_vectors
 FloatArray = NDArray[np.floating]
 BOOTSTRAP_SAMPLES = 2000
 PRECISIONS = ("float32", "int8", "binary")
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean cross-entropy in nats, finite for a model that knows nothing too."""
+    return math.exp(min(loss, 50))
 
 
 def ndcg_at_10(scores: FloatArray, relevant: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -33,6 +33,11 @@ def wait_for_all() -> None:
         dist.barrier(_group())
 
 
+def local_world_size() -> int:
+    """How many of them are on this machine, each with a GPU of its own."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """The first process does what follows; then the others do it too, and find it done."""

@@ -1,10 +1,10 @@
 """The report's sections on what the phases did, each from one phase's record. What a record lacks is left out."""
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from modernbert_small.metrics import perplexity
 from modernbert_small.page import (
     Html,
     code,
@@ -92,7 +92,7 @@ def inheritance(record: Record) -> Html:
     if spectrum:
         drawn.append(_spectrum("embeddings", spectrum, "Token embeddings.", "Variance"))
     losses = [
-        [name.capitalize(), f"{loss:.3f}", short(math.exp(min(loss, 50)))]
+        [name.capitalize(), f"{loss:.3f}", short(perplexity(loss))]
         for name, loss in record.get("heldout_mlm_loss", {}).items()
     ]
     caption = "Masked-LM loss on held-out text before any training, in nats a hidden token"
@@ -113,7 +113,7 @@ def language(record: Record) -> Html:
     return join(
         tiles(
             ("Held-out loss", loss, "{:.3f}".format, "nats a hidden token"),
-            ("Held-out perplexity", loss and math.exp(min(loss, 50)), short, ""),
+            ("Held-out perplexity", loss and perplexity(loss), short, ""),
             *_training_tiles(record),
         ),
         figures(
@@ -190,8 +190,8 @@ def distillation(record: Record) -> Html:
 
 def spent(record: Record) -> str:
     """Wall-clock time, and energy where it is known; of a run that was resumed, its last process's."""
-    hours = record.get("gpu_joules", 0) / 3600
-    energy = f", {hours:,.{0 if hours >= 10 else 2}f} Wh by GPUs" if hours else ""
+    watt_hours = record.get("gpu_joules", 0) / 3600
+    energy = f", {watt_hours:,.{0 if watt_hours >= 10 else 2}f} Wh by GPUs" if watt_hours else ""
     return duration(record.get("wall_seconds")) + energy + (" since it was resumed" if record.get("resumed") else "")
 
 

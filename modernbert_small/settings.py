@@ -7,7 +7,6 @@ import errno
 import inspect
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -22,7 +21,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from modernbert_small.processes import is_lost_process, rank, world_size
+from modernbert_small.processes import is_lost_process, local_world_size, rank, world_size
 
 logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments")
@@ -53,7 +52,7 @@ class Terminated(SystemExit):
     """SIGTERM, raised where the program stands so that what is open gets closed."""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """A line a setting: its name, its value's type, what it does, its default; line breaks of texts as they are."""
 
     def __init__(self, prog: str) -> None:
@@ -268,7 +267,7 @@ def raise_stop(number: int, _frame: object) -> NoReturn:
 
 def _command() -> str:
     """What was typed, to be typed again."""
-    launcher = f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}" if world_size() > 1 else "python"
+    launcher = f"torchrun --nproc_per_node {local_world_size()}" if world_size() > 1 else "python"
     module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m module`
     return f"{launcher} {shlex.join(['-m', module, *sys.argv[1:]] if module else sys.argv)}"
 
