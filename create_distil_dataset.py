@@ -28,18 +28,22 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 
-from modernbert_small.artefacts import Run, begin, content_hash, describe_shards
-from modernbert_small.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
-from modernbert_small.evaluate import WIDTHS, account, format_account, is_reduced_teacher
-from modernbert_small.labels import Labeller, Sample, read_blocks, require_vectors, sample_texts, write_shard
-from modernbert_small.models import best_device, load_sentence_transformer, peak_memory_bytes, require_finite
-from modernbert_small.prefetch import ahead
-from modernbert_small.processes import rank, wait_for_all, world_size
-from modernbert_small.progress import ProgressBar
-from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
-from modernbert_small.retrieval import load_evaluation_sets
-from modernbert_small.settings import UserError, next_command, parse_settings, run_script
-from modernbert_small.tokens import check_splits, count_rows, split_files
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.evaluation.account import WIDTHS, account, format_account, is_reduced_teacher
+from modernbert_small.evaluation.sets import load_evaluation_sets
+from modernbert_small.label.labeller import Labeller, Sample, read_blocks, require_vectors, sample_texts, write_shard
+from modernbert_small.label.projection import fit_projection, projection_quality
+from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
+from modernbert_small.run.artefacts import Run, begin, content_hash, describe_shards
+from modernbert_small.run.devices import best_device, peak_memory_bytes
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.prefetch import ahead
+from modernbert_small.run.processes import rank, wait_for_all, world_size
+from modernbert_small.run.progress import ProgressBar
+from modernbert_small.run.script import next_command, run_script
+from modernbert_small.run.settings import parse_settings
+from modernbert_small.run.shards import check_splits, count_rows, split_files
 
 logger = logging.getLogger(__name__)
 

@@ -22,19 +22,22 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small.artefacts import RUN_FILE, begin, read_run
-from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
-from modernbert_small.card import write_model_card
-from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
-from modernbert_small.evaluate import account, format_account, is_reduced_teacher
-from modernbert_small.hub import explain_load_errors, prepare_upload
-from modernbert_small.models import load_sentence_transformer, require_finite
-from modernbert_small.processes import first_process_first, rank, world_size
+from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels, new_student
+from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
+from modernbert_small.evaluation.sets import RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.packed.trainer import last_evaluation, require_context, resolve_hardware, train, training_problems
 from modernbert_small.report import REPORT_FILE, write_report
-from modernbert_small.retrieval import RetrievalSet, evaluator, load_evaluation_sets
-from modernbert_small.settings import UserError, parse_settings, run_script
-from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import last_evaluation, require_context, resolve_hardware, train, training_problems
+from modernbert_small.reporting.card import write_model_card
+from modernbert_small.run.artefacts import RUN_FILE, begin, read_run
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import explain_load_errors, prepare_upload
+from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.processes import first_process_first, rank, world_size
+from modernbert_small.run.script import run_script
+from modernbert_small.run.settings import parse_settings
+from modernbert_small.run.shards import check_splits
 
 logger = logging.getLogger(__name__)
 

@@ -36,14 +36,16 @@ from benchmarks.prepare import build_corpus, write_docstrings
 from benchmarks.speed import demo_tokenizer, machine
 from benchmarks.training import QUIET, device
 from benchmarks.workload import MLM_PROBABILITY, ROOT, load_script
-from modernbert_small.agreement import layer_agreement
-from modernbert_small.artefacts import write_json
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.guide import student_config
-from modernbert_small.hub import load_tokenizer
-from modernbert_small.masking import MaskedLMDataset, masked_lm_loss, sample_batches
-from modernbert_small.tokens import read_table, split_files, tokenize_split
-from modernbert_small.transfer import Parts, transfer_all_layers
+from modernbert_small.initialise.agreement import layer_agreement
+from modernbert_small.initialise.all_layers import Parts, transfer_all_layers
+from modernbert_small.initialise.guide import student_config
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.pretrain.loss import masked_lm_loss
+from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
+from modernbert_small.run.artefacts import write_json
+from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.shards import read_table, split_files
 
 SEEDS = (1, 2, 3)
 REACH = 4  # how much longer the random student trains

@@ -26,8 +26,10 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
-from modernbert_small.hub import load_tokenizer
-from modernbert_small.settings import SECTIONS, UserError, run_script
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.recipe import SECTIONS
+from modernbert_small.run.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS_PER_GROUP = 50_000

@@ -16,12 +16,13 @@ from benchmarks.workload import (
     Workload,
     load_script,
 )
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.batches import PackedLoader, PackedSampler
-from modernbert_small.distillation import DistillationDataset, load_labels, new_student
-from modernbert_small.labels import Labeller
-from modernbert_small.masking import MaskedLMDataset
-from modernbert_small.tokens import TokenStore, read_table, split_files, tokenize_split
+from modernbert_small.distil.trainer import DistillationDataset, load_labels, new_student
+from modernbert_small.label.labeller import Labeller
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import PackedLoader, PackedSampler
+from modernbert_small.packed.tokens import TokenStore, tokenize_split
+from modernbert_small.pretrain.masking import MaskedLMDataset
+from modernbert_small.run.shards import read_table, split_files
 
 
 def mlm(workload: Workload) -> Measurement:

@@ -25,10 +25,12 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertMode
 
 from benchmarks.corpus import parquet_files, text_columns
 from benchmarks.workload import MAX_SEQ_LENGTH, ROOT, STUDENT_WIDTH, TEACHER_WIDTH
-from modernbert_small.docstrings import python_files, read_docstrings
-from modernbert_small.hub import load_tokenizer
-from modernbert_small.settings import UserError, run_script
-from modernbert_small.tokens import read_table, split_files, text_tokenizer
+from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.packed.tokens import text_tokenizer
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.script import run_script
+from modernbert_small.run.shards import read_table, split_files
 
 VOCAB_SIZE = 50_368  # ModernBERT's
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --teacher_layers 22 --lengths 512 --tokens_per_batch 65536
 
 Rows of random tokens: what a step costs does not depend on what they are. Utilisation is counted FLOPs
-(`modernbert_small/flops.py`) over the rate of a large matrix product in the same precision, measured first.
+(`modernbert_small/packed/flops.py`) over the rate of a large matrix product in the same precision, measured first.
 Traffic is what the step's operators read and write, each for itself, in a pass of its own; a compiled or
 fused step moves less. Writes scaling.md into --output_dir.
 """
@@ -30,10 +30,11 @@ from benchmarks.prepare import VOCAB_SIZE
 from benchmarks.speed import machine
 from benchmarks.training import bf16, device, synchronise
 from benchmarks.workload import MLM_PROBABILITY, STUDENT_WIDTH, TEACHER_WIDTH
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.batches import packed_features
-from modernbert_small.flops import training_flops_per_token
-from modernbert_small.masking import IGNORED, masked_cross_entropy
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import packed_features
+from modernbert_small.packed.flops import training_flops_per_token
+from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.masking import IGNORED
 
 PHASES = ("mlm", "labels", "distillation")
 MASK_ID = 4

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from modernbert_small.models import best_device, has_bf16
+from modernbert_small.run.devices import best_device, has_bf16
 
 # Flags of TrainingArguments: no checkpoints, no evaluation, no reports.
 QUIET: dict[str, Any] = {

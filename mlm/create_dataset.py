@@ -30,15 +30,17 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modernbert_small.artefacts import begin, describe_shards
-from modernbert_small.corpus import discard_spill, merge, spill_source, write_splits
-from modernbert_small.decontaminate import Contamination, evaluation_texts
-from modernbert_small.hub import load_tokenizer
-from modernbert_small.retrieval import load_evaluation_sets
-from modernbert_small.settings import UserError, next_command, parse_settings, run_script
-from modernbert_small.sources import open_sources, source_locations
-from modernbert_small.text import Chunker
-from modernbert_small.tokens import LEAST_VALIDATION_ROWS
+from modernbert_small.corpus.build import discard_spill, merge, spill_source, write_splits
+from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
+from modernbert_small.corpus.sources import open_sources, source_locations
+from modernbert_small.corpus.text import Chunker
+from modernbert_small.evaluation.sets import load_evaluation_sets
+from modernbert_small.run.artefacts import begin, describe_shards
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.script import next_command, run_script
+from modernbert_small.run.settings import parse_settings
+from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
 
 logger = logging.getLogger(__name__)
 

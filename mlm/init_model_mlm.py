@@ -8,7 +8,7 @@ Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with 
 
 PCA of the teacher's token embeddings gives a basis and the student's embeddings; the first layer, the norms
 and the MLM head are projected with it; the other layers start as ModernBERT's do.
-Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. --init all_layers: see modernbert_small/transfer.py.
+Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. --init all_layers: see modernbert_small/initialise/all_layers.py.
 """
 
 import logging
@@ -26,16 +26,20 @@ from transformers import (
     set_seed,
 )
 
-from modernbert_small.agreement import format_agreement, layer_agreement
-from modernbert_small.artefacts import begin
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
-from modernbert_small.hub import load_config, load_tokenizer
-from modernbert_small.masking import MaskedLMDataset, masked_lm_loss, sample_batches
-from modernbert_small.models import best_device, load_encoder, require_finite
-from modernbert_small.settings import UserError, next_command, parse_settings, run_script
-from modernbert_small.tokens import tokenize_split
-from modernbert_small.transfer import transfer_all_layers
+from modernbert_small.initialise.agreement import format_agreement, layer_agreement
+from modernbert_small.initialise.all_layers import transfer_all_layers
+from modernbert_small.initialise.guide import principal_basis, student_config, transfer_embeddings, transfer_first_layer
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.pretrain.loss import masked_lm_loss
+from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
+from modernbert_small.run.artefacts import begin
+from modernbert_small.run.devices import best_device
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import load_config, load_tokenizer
+from modernbert_small.run.loading import load_encoder, require_finite
+from modernbert_small.run.script import next_command, run_script
+from modernbert_small.run.settings import parse_settings
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,10 @@ from dataclasses import dataclass, field
 
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from modernbert_small.artefacts import begin
-from modernbert_small.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
-from modernbert_small.hub import explain_load_errors, load_tokenizer, prepare_upload
-from modernbert_small.masking import MaskedLMDataset, masked_cross_entropy
-from modernbert_small.metrics import perplexity
-from modernbert_small.models import require_finite
-from modernbert_small.processes import first_process_first, rank, world_size
-from modernbert_small.settings import UserError, next_command, parse_settings, run_script
-from modernbert_small.tokens import check_splits, tokenize_split
-from modernbert_small.training import (
+from modernbert_small.evaluation.metrics import perplexity
+from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.packed.trainer import (
     PackedTrainerMixin,
     last_evaluation,
     require_context,
@@ -34,6 +28,16 @@ from modernbert_small.training import (
     train,
     training_problems,
 )
+from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.masking import MaskedLMDataset
+from modernbert_small.run.artefacts import begin
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import explain_load_errors, load_tokenizer, prepare_upload
+from modernbert_small.run.loading import require_finite
+from modernbert_small.run.processes import first_process_first, rank, world_size
+from modernbert_small.run.script import next_command, run_script
+from modernbert_small.run.settings import parse_settings
+from modernbert_small.run.shards import check_splits
 
 logger = logging.getLogger(__name__)
 

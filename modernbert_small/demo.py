@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.artefacts import read_run
-from modernbert_small.settings import Terminated, UserError, read_recipe, run_script
-from modernbert_small.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
-from modernbert_small.text import normalise
-from modernbert_small.tokens import read_table, split_files
+from modernbert_small.corpus.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
+from modernbert_small.corpus.text import normalise
+from modernbert_small.run.artefacts import read_run
+from modernbert_small.run.errors import Terminated, UserError
+from modernbert_small.run.recipe import read_recipe
+from modernbert_small.run.script import run_script
+from modernbert_small.run.shards import read_table, split_files
 
 logger = logging.getLogger(__name__)
 

@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from modernbert_small.artefacts import begin, write_json
-from modernbert_small.docstrings import python_files, read_docstrings
-from modernbert_small.models import load_sentence_transformer, require_finite
-from modernbert_small.retrieval import PairSet, RetrievalSet, evaluator, load_evaluation_sets
-from modernbert_small.settings import UserError, run_script
+from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.run.artefacts import begin, write_json
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.script import run_script
 
 logger = logging.getLogger(__name__)
 

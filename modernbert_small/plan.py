@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, ModernBertConfig, ModernBertForMaskedLM, PreTrainedConfig
 
-from modernbert_small.artefacts import RUN_FILE, read_run
-from modernbert_small.flops import PEAK_RATES, training_flops_per_token
-from modernbert_small.guide import student_config
-from modernbert_small.hub import load_config
-from modernbert_small.settings import UserError, full_recipe, require_equal_widths, run_script
+from modernbert_small.initialise.guide import student_config
+from modernbert_small.packed.flops import PEAK_RATES, training_flops_per_token
+from modernbert_small.run.artefacts import RUN_FILE, read_run
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import load_config
+from modernbert_small.run.recipe import full_recipe, require_equal_widths
+from modernbert_small.run.script import run_script
 
 MODERNBERT_BASE = {
     "vocab_size": 50_368,

@@ -9,14 +9,11 @@ working folder while there is none. What was not measured is left out.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from modernbert_small.artefacts import RUN_FILE, read_run
-from modernbert_small.page import page
-from modernbert_small.report_phases import (
-    PHASES,
+from modernbert_small.reporting.page import page
+from modernbert_small.reporting.phases import (
     Record,
     corpus,
     distillation,
@@ -26,37 +23,13 @@ from modernbert_small.report_phases import (
     projection,
     provenance,
 )
-from modernbert_small.report_quality import gap, headline, searches, size_and_speed, smaller_vectors
-from modernbert_small.settings import SECTIONS, UserError, full_recipe, run_script
+from modernbert_small.reporting.quality import gap, headline, searches, size_and_speed, smaller_vectors
+from modernbert_small.run.artefacts import RUN_FILE, find_records
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.recipe import SECTIONS, full_recipe
+from modernbert_small.run.script import run_script
 
 REPORT_FILE = "report.html"
-
-
-def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The record of each phase, the nearest to the first root, with the `folder` that it was found in.
-
-    Args:
-        roots: folders to start from.
-
-    Returns:
-        By PHASES' names, in their order.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [Path(root) for root in roots]
-    for folder in waiting:
-        if not (folder / RUN_FILE).is_file():
-            continue
-        record = read_run(folder)
-        phase = record.get("phase")
-        if phase == "create_distil_dataset":
-            phase = "teacher" if "projection" in record else "labels"
-        if phase not in PHASES or phase in found:
-            continue
-        found[phase] = record | {"folder": str(folder)}
-        # Phases 2's and 4's teacher may be another student, with phases of its own.
-        followed = [value for name, value in record["inputs"].items() if name != "teacher" or phase == "distil_train"]
-        waiting += [Path(value["path"]) for value in followed if "path" in value]
-    return {phase: found[phase] for phase in PHASES if phase in found}
 
 
 def start_folders(recipe_or_folder: str) -> list[str]:

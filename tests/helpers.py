@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from modernbert_small.settings import run_script
+from modernbert_small.run.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import load_script
 
-from modernbert_small.settings import run_script
+from modernbert_small.run.script import run_script
 
 
 def main():

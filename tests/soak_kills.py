@@ -19,7 +19,7 @@ from helpers import SCRIPTS, load_script
 from safetensors.torch import load_file
 from test_bad_input import whole as inputs  # noqa: F401
 
-from modernbert_small.settings import run_script
+from modernbert_small.run.script import run_script
 
 KILLS = 40
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -33,7 +33,7 @@ TRAINING = [
 JOBS = {
     "corpus": (
         SCRIPTS[0],
-        {"modernbert_small.corpus._ROWS_PER_SHARD": 9, "modernbert_small.corpus._SPILL_BYTES": 2000},
+        {"modernbert_small.corpus.build._ROWS_PER_SHARD": 9, "modernbert_small.corpus.build._SPILL_BYTES": 2000},
         ["--sources", "own=own.parquet", "again=corpus", "--tokenizer_name_or_path", "init", "--validation_rows", "5"],
     ),
     "init": (

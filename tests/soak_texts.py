@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hostile import LIMIT, check, hostile, run_phase_1
 
-from modernbert_small.settings import UserError
-from modernbert_small.sources import open_sources
-from modernbert_small.text import Chunker, normalise
-from modernbert_small.tokens import text_tokenizer
+from modernbert_small.corpus.sources import open_sources
+from modernbert_small.corpus.text import Chunker, normalise
+from modernbert_small.packed.tokens import text_tokenizer
+from modernbert_small.run.errors import UserError
 
 EXAMPLES = 5_000
 PIECES = [

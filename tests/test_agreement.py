@@ -6,9 +6,9 @@ import torch
 from helpers import tiny_modernbert, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
-from modernbert_small.agreement import Moments, evenly_matched_layers, layer_agreement
-from modernbert_small.masking import MaskedLMDataset
-from modernbert_small.tokens import TokenStore
+from modernbert_small.initialise.agreement import Moments, evenly_matched_layers, layer_agreement
+from modernbert_small.packed.tokens import TokenStore
+from modernbert_small.pretrain.masking import MaskedLMDataset
 
 
 @pytest.fixture

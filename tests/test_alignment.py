@@ -4,7 +4,8 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from transformers import ModernBertConfig, ModernBertModel
 
-from modernbert_small.alignment import best_rotation, mean_free_basis, rotate
+from modernbert_small.algebra import mean_free_basis
+from modernbert_small.distil.alignment import best_rotation, rotate
 
 D = 16
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modernbert_small.artefacts import begin, content_hash, describe_shards, read_run
-from modernbert_small.settings import UserError
+from modernbert_small.run.artefacts import begin, content_hash, describe_shards, read_run
+from modernbert_small.run.errors import UserError
 
 
 def make(folder, text="made", settings=None, inputs=None, overwrite=False, phase="phase"):

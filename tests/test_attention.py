@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ModernBertConfig, ModernBertModel
 
-from modernbert_small.attention import choose_attn_implementation, use_packed_attention
-from modernbert_small.batches import packed_features
+from modernbert_small.packed.attention import choose_attn_implementation, use_packed_attention
+from modernbert_small.packed.batches import packed_features
 
 VOCABULARY = 100
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert_small.batches import PackedSampler, packed_features
+from modernbert_small.packed.batches import PackedSampler, packed_features
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=300).map(lambda values: np.array(values, np.int64))
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from modernbert_small.card import write_model_card
+from modernbert_small.reporting.card import write_model_card
 
 ACCOUNT = {
     "retrieval": [

@@ -8,10 +8,10 @@ from helpers import tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modernbert_small import corpus
-from modernbert_small.corpus import RowStream, merge, spill_source, write_splits
-from modernbert_small.sources import Source
-from modernbert_small.text import Chunker, normalise
+from modernbert_small.corpus import build as corpus
+from modernbert_small.corpus.build import RowStream, merge, spill_source, write_splits
+from modernbert_small.corpus.sources import Source
+from modernbert_small.corpus.text import Chunker, normalise
 
 SEED = 7
 

@@ -9,8 +9,8 @@ import pytest
 from datasets import load_dataset
 from helpers import ROOT, load_script, tiny_tokenizer
 
-from modernbert_small import corpus
-from modernbert_small.settings import UserError
+from modernbert_small.corpus import build as corpus
+from modernbert_small.run.errors import UserError
 
 SCRIPT = "mlm/create_dataset.py"
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modernbert_small.decontaminate import Contamination, evaluation_texts
-from modernbert_small.retrieval import PairSet, RetrievalSet
+from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "é"]), max_size=30)
 

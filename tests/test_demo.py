@@ -8,7 +8,7 @@ import time
 import pytest
 
 from modernbert_small import demo
-from modernbert_small.settings import Terminated, raise_stop
+from modernbert_small.run.errors import Terminated, raise_stop
 
 PHASE = """
 import signal, sys, time

@@ -9,13 +9,13 @@ from helpers import SENTENCES, tiny_modernbert, tiny_tokenizer
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small import distillation
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.batches import PackedSampler
-from modernbert_small.distillation import DistillationDataset, DistillationTrainer, align, load_labels, new_student
-from modernbert_small.projection import unit_vectors
-from modernbert_small.settings import UserError
-from modernbert_small.tokens import tokenize_split
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.distil import trainer as distillation
+from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels, new_student
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import PackedSampler
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.run.errors import UserError
 
 D = 16
 N = 50

@@ -10,11 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_map_names_every_module_and_no_other():
     section = (ROOT / "README.md").read_text().split("## Where things are")[1]
-    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
-    named = re.findall(r"`(\w+)`", " ".join(first_cells))
-    modules = {path.stem for path in (ROOT / "modernbert_small").glob("*.py")} - {"__init__"}
+    named, folder = [], ""
+    for line in section.split("modernbert_small/\n")[1].split("benchmarks/")[0].splitlines():
+        names = re.split("  +", line.strip())[0].split()
+        if names[0].endswith("/"):
+            folder = names[0]
+        else:
+            named += [folder * line.startswith("    ") + name for name in names]
     assert len(named) == len(set(named))
-    assert set(named) == modules
+    package = ROOT / "modernbert_small"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert set(named) == {module for module in modules if not module.endswith("__init__.py")}
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs"])

@@ -1,7 +1,7 @@
 import pytest
 
-from modernbert_small import docstrings
-from modernbert_small.docstrings import python_files, read_docstrings, split_docstring
+from modernbert_small.corpus import docstrings
+from modernbert_small.corpus.docstrings import python_files, read_docstrings, split_docstring
 
 
 @pytest.mark.parametrize(

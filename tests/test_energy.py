@@ -6,8 +6,8 @@ import pynvml
 import pytest
 import torch
 
-from modernbert_small.artefacts import begin
-from modernbert_small.energy import gpu_joules
+from modernbert_small.run.artefacts import begin
+from modernbert_small.run.energy import gpu_joules
 
 
 def test_without_a_gpu_nothing_is_known(tmp_path):

@@ -11,7 +11,8 @@ from helpers import tiny_modernbert, tiny_tokenizer
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small import export as module
-from modernbert_small.distillation import new_student
+from modernbert_small.distil.trainer import new_student
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 from modernbert_small.export import (
     NEEDED,
     ExportedModel,
@@ -23,8 +24,7 @@ from modernbert_small.export import (
     require_parity,
     use_older_names,
 )
-from modernbert_small.retrieval import PairSet, RetrievalSet
-from modernbert_small.settings import UserError
+from modernbert_small.run.errors import UserError
 
 TEXTS = ["a cat", "the dog lay beside it " * 20, "She reads the paper", "in the mountains it boils sooner " * 3]
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert_small.flops import peak_flops_per_second, training_flops_per_token
+from modernbert_small.packed.flops import peak_flops_per_second, training_flops_per_token
 
 
 def config(**changes):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert_small.guide import (
+from modernbert_small.initialise.guide import (
     principal_basis,
     project_attention,
     project_mlp,

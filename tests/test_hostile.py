@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from helpers import load_script, tiny_tokenizer
 
-from modernbert_small.masking import MaskedLMDataset
-from modernbert_small.tokens import text_tokenizer, tokenize_split
+from modernbert_small.packed.tokens import text_tokenizer, tokenize_split
+from modernbert_small.pretrain.masking import MaskedLMDataset
 
 SCRIPT = "mlm/create_dataset.py"
 LIMIT = 64

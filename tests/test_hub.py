@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from modernbert_small import hub
-from modernbert_small.hub import prepare_upload
-from modernbert_small.settings import UserError
+from modernbert_small.run import hub
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import prepare_upload
 
 
 class FakeApi:

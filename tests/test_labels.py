@@ -8,9 +8,9 @@ import torch
 from helpers import SENTENCES, tiny_sentence_transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from modernbert_small import labels
-from modernbert_small.labels import Labeller, Sample, read_blocks
-from modernbert_small.settings import UserError
+from modernbert_small.label import labeller as labels
+from modernbert_small.label.labeller import Labeller, Sample, read_blocks
+from modernbert_small.run.errors import UserError
 
 CPU = torch.device("cpu")
 TEXTS = [*SENTENCES, "", "a", " ".join(SENTENCES * 3), "[MASK] stays text"]

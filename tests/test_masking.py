@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modernbert_small import masking
-from modernbert_small.masking import IGNORED, mask_tokens, masked_cross_entropy
+from modernbert_small.pretrain import loss as loss_module
+from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.masking import IGNORED, mask_tokens
 
 SPECIAL, MASK, VOCABULARY = np.array([0, 1, 2, 3]), 3, 1000
 
@@ -54,7 +55,7 @@ def test_a_tokens_fate_does_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("at_a_time", [1, 40, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_and_gradient_are_torchs(monkeypatch, at_a_time, dtype) -> None:
-    monkeypatch.setitem(masking._LOGITS_AT_A_TIME, "cpu", at_a_time)
+    monkeypatch.setitem(loss_module._LOGITS_AT_A_TIME, "cpu", at_a_time)
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(7, 20, generator=generator)).to(dtype).requires_grad_()
     labels = torch.randint(0, 20, (7,), generator=generator)

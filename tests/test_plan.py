@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from modernbert_small import plan as module
-from modernbert_small.flops import training_flops_per_token
+from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.plan import (
     corpus_size,
     count_parameters,
@@ -22,7 +22,8 @@ from modernbert_small.plan import (
     plan,
     teacher_config,
 )
-from modernbert_small.settings import UserError, full_recipe
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.recipe import full_recipe
 
 
 def test_a_small_recipe_against_its_models(tmp_path):

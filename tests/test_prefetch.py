@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from modernbert_small.prefetch import ahead
+from modernbert_small.run.prefetch import ahead
 
 
 def test_the_items_in_order_made_elsewhere():

@@ -15,7 +15,7 @@ from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer
 from safetensors.torch import load_file
 from test_retrieval import write_set
 
-from modernbert_small.checkpoints import last_whole_checkpoint
+from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
 LAUNCH = ROOT / "tests" / "launch.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -2,8 +2,8 @@
 
 import logging
 
-from modernbert_small import progress
-from modernbert_small.progress import ProgressBar
+from modernbert_small.run import progress
+from modernbert_small.run.progress import ProgressBar
 
 
 def test_lines_when_there_is_no_terminal(caplog, monkeypatch):

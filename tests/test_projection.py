@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from modernbert_small.projection import fit_projection, projection_quality, unit_vectors
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.label.projection import fit_projection, projection_quality
 
 
 def vectors(n: int = 400, width: int = 20, seed: int = 0) -> np.ndarray:

@@ -12,9 +12,10 @@ from browser import Browser
 from helpers import ROOT
 from records import HASH, write_records
 
-from modernbert_small import plots
-from modernbert_small.report import build, find_records, write_report
-from modernbert_small.settings import UserError
+from modernbert_small.report import build, write_report
+from modernbert_small.reporting import plots
+from modernbert_small.run.artefacts import find_records
+from modernbert_small.run.errors import UserError
 
 EVIL = "<script>alert('&$x$\"')</script>"
 TITLES = ["Corpus", "Inheritance", "Language", "Projection", "Labels", "Distillation", "The gap", "Smaller vectors",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.retrieval import PairSet, RetrievalSet, evaluator, load_evaluation_sets
-from modernbert_small.settings import UserError
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.run.errors import UserError
 
 FLAG = "--eval_datasets"
 

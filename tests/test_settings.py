@@ -19,7 +19,10 @@ from helpers import ROOT, SCRIPTS, load_script, run_in_process
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from modernbert_small.settings import SECTIONS, UserError, parse_settings, read_recipe, run_script
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.recipe import SECTIONS, read_recipe
+from modernbert_small.run.script import run_script
+from modernbert_small.run.settings import parse_settings
 
 CLASSES = dict(
     zip(

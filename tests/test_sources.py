@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modernbert_small.settings import UserError
-from modernbert_small.sources import DOCUMENT, QUERY, open_sources, recognise, source_locations
+from modernbert_small.corpus.sources import DOCUMENT, QUERY, open_sources, recognise, source_locations
+from modernbert_small.run.errors import UserError
 
 ROWS = {"query": ["who?", "where?"], "positive": ["she", "here"], "negative": ["he", "there"]}
 FLAT = [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from modernbert_small.text import Chunker, _pieces, is_trivial, normalise
+from modernbert_small.corpus.text import Chunker, _pieces, is_trivial, normalise
 
 BOTH = settings(deadline=None, max_examples=150)
 AWKWARD = st.sampled_from(

@@ -8,8 +8,9 @@ from helpers import SENTENCES, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modernbert_small.settings import UserError
-from modernbert_small.tokens import read_table, split_files, text_tokenizer, tokenize_split
+from modernbert_small.packed.tokens import text_tokenizer, tokenize_split
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.shards import read_table, split_files
 
 
 @pytest.fixture(scope="module")

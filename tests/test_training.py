@@ -16,11 +16,12 @@ from helpers import SENTENCES, load_script, tiny_modernbert, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from modernbert_small import training
-from modernbert_small.batches import PackedSampler
-from modernbert_small.checkpoints import last_whole_checkpoint
-from modernbert_small.settings import Terminated, UserError, parse_settings, raise_stop
-from modernbert_small.tokens import tokenize_split
+from modernbert_small.packed import trainer as training
+from modernbert_small.packed.batches import PackedSampler
+from modernbert_small.packed.checkpoints import last_whole_checkpoint
+from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.run.errors import Terminated, UserError, raise_stop
+from modernbert_small.run.settings import parse_settings
 
 SCRIPT = "mlm/pre_train.py"
 

@@ -7,11 +7,8 @@ import pytest
 import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert_small.alignment import mean_free_basis
-from modernbert_small.attention import use_packed_attention
-from modernbert_small.batches import packed_features
-from modernbert_small.masking import IGNORED
-from modernbert_small.transfer import (
+from modernbert_small.algebra import mean_free_basis
+from modernbert_small.initialise.all_layers import (
     Parts,
     _refit,
     choose_layers,
@@ -20,6 +17,9 @@ from modernbert_small.transfer import (
     stream_basis,
     transfer_all_layers,
 )
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import packed_features
+from modernbert_small.pretrain.masking import IGNORED
 
 V = 60
 TYPES = {n: ["full_attention" if i % 3 == 0 else "sliding_attention" for i in range(n)] for n in range(1, 25)}

@@ -11,7 +11,7 @@ from helpers import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-SOURCES = [*ROOT.glob("*.py"), *(ROOT / "mlm").glob("*.py"), *(ROOT / "modernbert_small").glob("*.py")]
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "mlm").glob("*.py"), *(ROOT / "modernbert_small").rglob("*.py")]
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OWN = {"modernbert_small", "benchmarks", "mlm"} | {path.stem for path in BENCHMARKS}

@@ -1,0 +1,1 @@
+"""Phase 1: sources in, one clean, deduplicated, shuffled corpus out."""

@@ -1,0 +1,353 @@
+"""Where text comes from: the four sets of the recipe, docstrings, and people's own files.
+
+A source gives rows; a row gives one or more texts, each a `query` or a `document`. Columns are recognised
+by name: `text`, or `query, positive[, negative][, text_chunk]`, or `title, body`.
+"""
+
+import csv
+import errno
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import yaml
+from datasets import load_dataset, load_dataset_builder
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.run.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+QUERY, DOCUMENT = "query", "document"
+PYTHON_DOCS = "python_docs"
+# name: (hub id, config)
+KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
+    "msmarco": ("sentence-transformers/msmarco-msmarco-MiniLM-L6-v3", "triplet"),
+    "sep": ("johnnyboycurtis/Philosophical-Triplets-Retrieval", None),
+    "npr": ("sentence-transformers/npr", None),
+    "finewiki": ("HuggingFaceFW/finewiki", "en"),
+}
+LAYOUTS = "`text`, or `query, positive[, negative]`, or `title, body`"
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_ROWS_PER_READ = 1000
+_SHUFFLE_BUFFER = 10_000
+
+Row = list[tuple[str, str]]  # (kind, text) of each text of a row
+Values = Iterator[tuple[Any, ...]]
+
+
+class Field(NamedTuple):
+    """Columns that make one text, and its kind."""
+
+    columns: tuple[str, ...]
+    kind: str
+
+
+class Table(NamedTuple):
+    """A file or hub dataset: its columns, and a function from wanted columns (and a seed) to rows."""
+
+    columns: list[str]
+    values: Callable[[Sequence[str], int | None], Values]
+
+
+@dataclass
+class Source:
+    """One opened source.
+
+    Attributes:
+        name: what the corpus calls it.
+        location: local path or hub id; None for docstrings.
+        parts: one function a file or hub dataset, from a seed (None: keep the order) to its rows.
+        skipped_files: docstring files that do not parse, as they are met.
+    """
+
+    name: str
+    location: str | None
+    parts: list[Callable[[int | None], Iterator[Row]]]
+    skipped_files: list[Path] = field(default_factory=list)
+
+    def rows(self, max_rows: int | None, seed: int) -> Iterator[Row]:
+        """All rows in order, or `max_rows` of them from a shuffle of the files and a buffer of rows.
+
+        Raises:
+            UserError: a null, a text that is not a string, a file that breaks off, a hub that goes away.
+        """
+        if max_rows is None:
+            return chain.from_iterable(part(None) for part in self.parts)
+        order = random.Random(seed)
+        shuffled_parts = order.sample(self.parts, len(self.parts))
+        rows = chain.from_iterable(part(seed) for part in shuffled_parts)
+        return islice(_shuffled(rows, order), max_rows)
+
+
+def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
+    """Each source's name and its local path or hub id; None for docstrings.
+
+    Args:
+        specs: `name`, or `name=<local path or hub id>`.
+
+    Raises:
+        UserError: an unknown or repeated name.
+    """
+    locations: dict[str, str | None] = {}
+    for spec in specs:
+        name, _, given = spec.partition("=")
+        if not _NAME.fullmatch(name) or spec.endswith("="):
+            raise UserError(f"--sources {spec!r}: expected NAME or NAME=PATH_OR_HUB_ID, names of letters and digits")
+        if name in locations:
+            raise UserError(f"--sources: {name} is named twice; each source needs its own name")
+        if not given and name not in (PYTHON_DOCS, *KNOWN_SOURCES):
+            known = ", ".join([*KNOWN_SOURCES, PYTHON_DOCS])
+            raise UserError(f"--sources {name}: not a known source ({known}); for your own text: {name}=PATH_OR_HUB_ID")
+        locations[name] = os.path.expanduser(given) if given else KNOWN_SOURCES.get(name, (None, None))[0]
+    return locations
+
+
+def open_sources(locations: Mapping[str, str | None]) -> list[Source]:
+    """Open every source and look at its first row; nothing is written.
+
+    Args:
+        locations: as `source_locations` gives them.
+
+    Raises:
+        UserError: a missing path, a hub out of reach, columns of no known layout, a corrupt file.
+    """
+    return [_open_source(name, location) for name, location in locations.items()]
+
+
+def recognise(columns: Sequence[str], where: str) -> list[Field]:
+    """The texts of a row by the names of its columns, `text` before the other layouts.
+
+    Raises:
+        UserError: no layout fits.
+    """
+    present = set(columns)
+    if "text" in present:
+        return [Field(("text",), DOCUMENT)]
+    if {"query", "positive"} <= present:
+        documents = [name for name in ("positive", "negative", "text_chunk") if name in present]
+        return [Field(("query",), QUERY), *(Field((name,), DOCUMENT) for name in documents)]
+    if {"title", "body"} <= present:
+        return [Field(("title", "body"), DOCUMENT)]
+    raise UserError(f"{where}: found columns {', '.join(columns) or 'none'}; expected {LAYOUTS}")
+
+
+def _open_source(name: str, location: str | None) -> Source:
+    if location is None:
+        source = Source(name, None, [])
+        source.parts = [partial(_docstring_rows, path, source.skipped_files) for path in python_files()]
+        return source
+    path = Path(location)
+    if path.exists() and not _has_hub_layout(path):
+        files = _find_files(name, path)
+        return Source(name, location, [_open_part(str(file), partial(_open_file, file)) for file in files])
+    if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in _READERS):
+        raise UserError(f"--sources {name}={location}: no such file or folder")
+    _, config = KNOWN_SOURCES.get(name, (None, None))
+    opener = partial(_open_dataset, name, location, config)
+    return Source(name, location, [_open_part(f"{name} ({location})", opener)])
+
+
+def _open_part(where: str, opener: Callable[[], Table]) -> Callable[[int | None], Iterator[Row]]:
+    """Open a table, check its layout and its first row."""
+    with _explained(where):
+        table = opener()
+    part = partial(_rows, table, recognise(table.columns, where), where)
+    next(part(None), None)
+    return part
+
+
+def _rows(table: Table, fields: list[Field], where: str, seed: int | None) -> Iterator[Row]:
+    """The rows of a table as texts."""
+    wanted = list(dict.fromkeys(column for one in fields for column in one.columns))
+    with _explained(where):
+        for number, values in enumerate(table.values(wanted, seed), 1):
+            for column, value in zip(wanted, values, strict=True):
+                if not isinstance(value, str):
+                    found = "null" if value is None else f"{type(value).__name__} {value!r:.60}"
+                    raise UserError(f"{where}: row {number}, column {column!r}: {found}; expected a string")
+            row = dict(zip(wanted, values, strict=True))
+            yield [(kind, _join(*(row[column] for column in columns))) for columns, kind in fields]
+
+
+def _join(first: str, body: str | None = None) -> str:
+    return first if body is None else f"# {first}\n\n{body}"
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what goes wrong in reading `where` into one line.
+
+    Readers and the hub client raise whatever the layer below did, so anything goes, except a full disk.
+
+    Raises:
+        UserError: the reading failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where}: cannot be read: {reason}") from error
+
+
+def _shuffled(rows: Iterable[Row], order: random.Random) -> Iterator[Row]:
+    """Shuffle through a buffer, as datasets' streaming shuffle does."""
+    buffer: list[Row] = []
+    for row in rows:
+        if len(buffer) < _SHUFFLE_BUFFER:
+            buffer.append(row)
+            continue
+        place = order.randrange(_SHUFFLE_BUFFER)
+        buffer[place], row = row, buffer[place]
+        yield row
+    order.shuffle(buffer)
+    yield from buffer
+
+
+def _docstring_rows(path: Path, skipped: list[Path], _seed: int | None) -> Iterator[Row]:
+    docstrings = read_docstrings(path)
+    if docstrings is None:
+        skipped.append(path)
+    for summary, body in docstrings or []:
+        yield [(kind, text) for kind, text in ((QUERY, summary), (DOCUMENT, body)) if text]
+
+
+def _has_hub_layout(path: Path) -> bool:
+    """Whether a folder's README.md declares `configs:`, as datasets on the hub do."""
+    readme = path / "README.md"
+    if not readme.is_file():
+        return False
+    front_matter = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        return bool(front_matter) and "configs" in (yaml.safe_load(front_matter[1]) or {})  # type: ignore[index]
+    except yaml.YAMLError:
+        return False
+
+
+def _open_dataset(name: str, location: str, config: str | None) -> Table:
+    """A dataset on the hub, or a local folder laid out like one, streamed.
+
+    Raises:
+        UserError: it cannot be reached or has no such config or no split `train`.
+    """
+    try:
+        builder = load_dataset_builder(location, config)
+        dataset = builder.as_streaming_dataset(split="train")
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        if Path(location).exists():
+            remedy = f"expected split train{f' of config {config}' if config else ''}"
+        else:
+            remedy = f"no such folder is here; check the name and the network, or pass --sources {name}=<local path>"
+        raise UserError(f"--sources {name}: hub dataset {location} cannot be opened ({reason}); {remedy}") from error
+
+    def values(wanted: Sequence[str], seed: int | None) -> Values:
+        if isinstance(builder.config, ParquetConfig):
+            # Fetches these columns alone, unlike select_columns: finewiki's `wikitext` outweighs its `text`.
+            chosen = load_dataset(location, config, split="train", streaming=True, columns=list(wanted))
+        else:
+            chosen = dataset
+        if seed is not None:
+            # The order of the shards; `_shuffled` does the rows.
+            for row in chosen.shuffle(seed=seed, buffer_size=1):
+                yield tuple(row[column] for column in wanted)
+            return
+        for table in chosen.with_format("arrow").iter(batch_size=_ROWS_PER_READ):
+            yield from zip(*(table[column].to_pylist() for column in wanted), strict=True)
+
+    return Table(columns, values)
+
+
+def _find_files(name: str, path: Path) -> list[Path]:
+    """The readable files of a folder, or the one file."""
+    expected = f"expected {', '.join(_READERS)}"
+    if path.is_file():
+        if path.suffix.lower() not in _READERS:
+            raise UserError(f"--sources {name}={path}: found a {path.suffix or 'nameless'} file; {expected}")
+        return [path]
+    visible = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    files = [file for file in visible if file.suffix.lower() in _READERS]
+    others = sorted({file.suffix or file.name for file in visible if file not in set(files)})
+    if not files:
+        raise UserError(f"--sources {name}={path}: found {', '.join(others) or 'no files'} in the folder; {expected}")
+    if others:
+        logger.info("%s: %d files of other kinds not read: %s", name, len(visible) - len(files), ", ".join(others))
+    return files
+
+
+def _open_file(path: Path) -> Table:
+    return _READERS[path.suffix.lower()](path)
+
+
+def _open_parquet(path: Path) -> Table:
+    with pq.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+
+    def values(wanted: Sequence[str], _seed: int | None) -> Values:
+        # pre_buffer, the default, keeps every row group that was read until the file is closed.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_ROWS_PER_READ, columns=list(wanted)):
+                yield from zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
+
+    return Table(columns, values)
+
+
+def _open_jsonl(path: Path) -> Table:
+    def objects() -> Iterator[dict[str, Any]]:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise UserError(f"{path}: line {number}: expected a JSON object, found {line.strip():.60}")
+                    yield value
+
+    def values(wanted: Sequence[str], _seed: int | None) -> Values:
+        return (tuple(map(row.get, wanted)) for row in objects())
+
+    return Table(list(next(objects(), {})), values)
+
+
+def _open_csv(path: Path) -> Table:
+    csv.field_size_limit(1 << 30)  # the default, 131,072 characters, is shorter than an article
+
+    def values(wanted: Sequence[str], _seed: int | None) -> Values:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from (tuple(map(row.get, wanted)) for row in csv.DictReader(stream, strict=True))
+
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return Table(next(csv.reader(stream, strict=True), []), values)
+
+
+def _open_txt(path: Path) -> Table:
+    """A text file is one document."""
+
+    def values(_wanted: Sequence[str], _seed: int | None) -> Values:
+        yield (path.read_text(encoding="utf-8-sig"),)
+
+    return Table(["text"], values)
+
+
+_READERS = {".parquet": _open_parquet, ".jsonl": _open_jsonl, ".csv": _open_csv, ".txt": _open_txt}

@@ -1,0 +1,1 @@
+"""Phase 5: training the student on the teacher's vectors."""

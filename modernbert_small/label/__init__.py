@@ -1,0 +1,1 @@
+"""Phase 4: the teacher's vectors for every text, reduced to the student's width."""

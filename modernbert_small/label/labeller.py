@@ -1,0 +1,270 @@
+"""Labelling texts with a teacher: tokens first, then batches of similar length under a token budget."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import packed_features
+from modernbert_small.packed.tokens import text_tokenizer
+from modernbert_small.run.devices import has_bf16
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.progress import ProgressBar
+from modernbert_small.run.shards import count_rows, read_table, split_files
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_TEXTS_AT_ONCE = 1024  # an encoding holds some 100 bytes a token, of which 8 are kept
+
+
+def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+    """Parquet files as tables of exactly `rows` rows, the last one shorter."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in read_table(files, columns):
+        waiting.append(table)
+        count += len(table)
+        while count >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows).combine_chunks()
+            waiting, count = [joined.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """A random sample of a corpus's split, the whole split if it is smaller.
+
+    Returns:
+        The rows' positions, ascending; their texts; their kinds.
+    """
+    files = split_files(data, split)
+    chosen = np.sort(np.random.default_rng(seed).permutation(count_rows(files))[:size])
+    texts: list[str] = []
+    kinds: list[str] = []
+    first = 0
+    for table in read_table(files, ("text", "kind")):
+        rows = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(table))] - first
+        picked = table.take(pa.array(rows))
+        texts += picked["text"].to_pylist()
+        kinds += picked["kind"].to_pylist()
+        first += len(table)
+    return chosen, texts, kinds
+
+
+class Sample(NamedTuple):
+    """Vectors that fitting the projection has made already.
+
+    rows: (n,), ascending positions in the training split. vectors: (n, D) float32.
+    """
+
+    rows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write both, for the other processes and for a run that goes on."""
+        with path.open("wb") as stream:
+            np.savez(stream, rows=self.rows, vectors=self.vectors)
+
+    @classmethod
+    def none(cls, width: int) -> "Sample":
+        """Of no rows."""
+        return cls(np.empty(0, np.int64), np.empty((0, width), np.float32))
+
+    @classmethod
+    def load(cls, path: Path, width: int) -> "Sample":
+        """What was saved; no rows where nothing was."""
+        if not path.exists():
+            return cls.none(width)
+        with np.load(path) as saved:
+            return cls(saved["rows"], saved["vectors"])
+
+    def within(self, first: int, count: int) -> "Sample":
+        """The part in `count` rows from `first` on, counted from there."""
+        part = slice(*np.searchsorted(self.rows, (first, first + count)))
+        return Sample(self.rows[part] - first, self.vectors[part])
+
+
+def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str] | pa.ChunkedArray, where: str) -> None:
+    """Refuse embeddings (N, D) without a finite length.
+
+    Raises:
+        UserError: with the first such text, and how many there are.
+    """
+    lengths = np.linalg.norm(embeddings, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        text = str(texts[int(bad[0])])
+        raise UserError(
+            f"{where}: the teacher's vector of row {bad[0]} ({text[:60]!r}) has length {lengths[bad[0]]}, "
+            f"expected a finite one; {len(bad)} of {len(texts)} rows are so; choose another --teacher_name_or_path"
+        )
+
+
+def write_shard(
+    path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, counts: Mapping[str, int]
+) -> None:
+    """Write labels beside their sentences, aside first, then renamed; counts go into the metadata."""
+    if embeddings.shape != (len(table), width):
+        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
+    require_vectors(embeddings, table["text"], path.name)
+    labels = unit_vectors(embeddings).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
+    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
+    shard = shard.replace_schema_metadata({name: str(value) for name, value in counts.items()})
+    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
+    path.with_suffix(".tmp").replace(path)
+
+
+class Labeller:
+    """A teacher that embeds queries with its query prompt and documents with its document prompt.
+
+    A ModernBERT runs packed, without padding; other architectures on padded batches of similar length. On
+    hardware with bf16 the encoder runs in it, under autocast.
+
+    Args:
+        teacher: any text SentenceTransformer with a fast tokenizer.
+        device: where it runs.
+        tokens_per_batch: tokens in a batch, padding included; at least one text whatever its length.
+        attn_implementation: for a ModernBERT, see `attention`.
+
+    Attributes:
+        truncated: texts that were longer than the teacher reads.
+        tokens, positions: run on so far; positions include padding.
+        seconds: spent in `embed`.
+
+    Raises:
+        UserError: no transformer, no fast tokenizer, or a pooling that leaves out prompts.
+    """
+
+    def __init__(
+        self, teacher: SentenceTransformer, device: torch.device, tokens_per_batch: int, attn_implementation: str
+    ) -> None:
+        if not isinstance(teacher[0], Transformer):
+            raise UserError(f"the teacher begins with a {type(teacher[0]).__name__}, expected a Transformer")
+        self.model = teacher.to(device).eval()
+        self.device, self.tokens_per_batch = device, tokens_per_batch
+        self.max_seq_length = int(min(teacher.max_seq_length or 512, 8192))
+        self.encoder = text_tokenizer(teacher.tokenizer, self.max_seq_length)
+        prompts = {name: prompt for name, prompt in (teacher.prompts or {}).items() if prompt}
+        default = prompts.get(teacher.default_prompt_name or "", "")
+        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), default)
+        self.prompts = {"query": prompts.get("query", default), "document": document}
+        if any(self.prompts.values()) and any(isinstance(m, Pooling) and not m.include_prompt for m in teacher):
+            raise UserError(
+                "the teacher's pooling leaves its prompt out, which is not supported; choose another teacher"
+            )
+        transformer = teacher[0].auto_model
+        self.packed = transformer.config.model_type == "modernbert"
+        if self.packed:
+            use_packed_attention(transformer, attn_implementation, device)
+        self.truncated, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """For run.json: tokens a second and the share of padding, of all that was embedded so far, if anything was."""
+        if not self.tokens:
+            return {}
+        return {
+            "tokens_per_second": round(self.tokens / self.seconds),
+            "padding_share": round(1 - self.tokens / self.positions, 4),
+        }
+
+    @property
+    def speed_text(self) -> str:
+        """The same for a progress bar."""
+        return f"{self.speed['tokens_per_second']:,.0f} tokens/s, {self.speed['padding_share']:.0%} padding"
+
+    def tokenize(self, texts: Sequence[str], kinds: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Token ids of texts with their kind's prompt, in parallel."""
+        if unknown := set(kinds) - set(self.prompts):
+            raise UserError(f"column 'kind': found {unknown.pop()!r}, expected query or document")
+        prompted = [self.prompts[kind] + text for text, kind in zip(texts, kinds, strict=True)]
+        rows: list[NDArray[np.int64]] = []
+        for first in range(0, len(prompted), _TEXTS_AT_ONCE):
+            encodings = self.encoder.encode_batch_fast(prompted[first : first + _TEXTS_AT_ONCE])
+            self.truncated += sum(bool(row.overflowing) for row in encodings)
+            rows += [np.array(row.ids, np.int64) for row in encodings]
+        return rows
+
+    @torch.inference_mode()
+    def embed(self, rows: Sequence[NDArray[np.int64]], bar: ProgressBar | None = None) -> NDArray[np.float32]:
+        """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them.
+
+        Args:
+            rows: what `tokenize` gives.
+            bar: told of each batch of rows.
+        """
+        began = time.perf_counter()
+        order = np.argsort([-len(row) for row in rows], kind="stable")
+        out: NDArray[np.float32] | None = None
+        first = 0
+        while first < len(order):
+            size = max(1, self.tokens_per_batch // len(rows[order[first]]))
+            batch = order[first : first + size]
+            features = self._features([rows[index] for index in batch])
+            self.positions += features["input_ids"].numel()  # type: ignore[union-attr]
+            embeddings = self._forward(features)
+            if out is None:
+                out = np.empty((len(rows), embeddings.shape[1]), np.float32)
+            out[batch] = embeddings
+            first += size
+            self.tokens += sum(len(rows[index]) for index in batch)
+            self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
+            if bar is not None:
+                bar.update(len(batch), self.speed_text)
+        assert out is not None, "no rows"
+        return out
+
+    def embed_rest(
+        self, rows: Sequence[NDArray[np.int64]], known: Sample, bar: ProgressBar | None = None
+    ) -> NDArray[np.float32]:
+        """As `embed`, of the rows that are not known.
+
+        Args:
+            rows: what `tokenize` gives.
+            known: vectors of some of these rows.
+            bar: told of each batch of rows.
+        """
+        out = np.empty((len(rows), known.vectors.shape[1]), np.float32)
+        out[known.rows] = known.vectors
+        missing = np.setdiff1d(np.arange(len(rows)), known.rows)
+        if bar is not None and len(known.rows):
+            bar.update(len(known.rows), "in the sample")
+        if len(missing):
+            out[missing] = self.embed([rows[index] for index in missing], bar)
+        return out
+
+    def _forward(self, features: dict[str, Any]) -> NDArray[np.float32]:
+        """Embeddings (B, D): the encoder in bf16 where there is hardware for it, what follows in float32."""
+        encoder, *others = self.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
+            features = encoder(features)
+        features["token_embeddings"] = features["token_embeddings"].float()
+        for module in others:
+            features = module(features)
+        return features["sentence_embedding"].cpu().numpy()
+
+    def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:
+        if self.packed:
+            features = packed_features(np.concatenate(rows), np.array([len(row) for row in rows]))
+        else:
+            input_ids = np.zeros((len(rows), len(rows[0])), np.int64)
+            for row, tokens in zip(input_ids, rows, strict=True):
+                row[: len(tokens)] = tokens
+            lengths = np.array([len(row) for row in rows])
+            mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            features = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        return send_to_device(features, self.device)

@@ -1,0 +1,191 @@
+"""Plots as SVG for a page: its fonts, and its colours as CSS variables, so that they follow light and dark.
+
+Each series has a colour, a marker and a line style of its own: none is told apart by colour alone. Figures are drawn
+as narrow as a phone and grow with the page.
+"""
+
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from modernbert_small.reporting.page import short
+
+WIDTH = 4.3  # inches of 72 units
+# Stand-ins that matplotlib can draw with, and the page's variables that they become.
+INK, MUTED, LINE = "#010203", "#010204", "#010205"
+STYLES = {
+    "teacher": ("#010206", "s", "--"),
+    "student": ("#010207", "o", "-"),
+    "third": ("#010208", "^", "-."),
+    "fourth": ("#010209", "D", ":"),
+}
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"} | {color: name for name, (color, *_) in STYLES.items()}
+_RC: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.8,
+}
+
+
+class Series(NamedTuple):
+    """Points of one kind; `style` names an entry of STYLES."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as a part of a page: no prologue, ids of its own, the page's fonts and colours.
+
+    Args:
+        figure: with everything drawn.
+        name: of the figure on its page.
+        description: said where the figure is not seen.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", out.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]+;", "", re.sub(r"\bfont: ([\d.]+px) [^;\"]+", r"font-size: \1", svg))
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    start = re.sub(r' (width|height)="[\d.]+pt"', "", svg[svg.index("<svg ") + 5 :], count=2)
+    return f'<svg role="img" aria-label="{html.escape(description)}" {start}'
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2, handlelength=2.6)
+
+
+def _number(value: float, _: float) -> str:
+    return short(value)
+
+
+def _percent(share: float, _: float) -> str:
+    return f"{round(100 * share, 6):g} %"
+
+
+def lines(
+    name: str, series: Sequence[Series], x_label: str, y_label: str, shares: bool = False, ticks: bool = False
+) -> str:
+    """Lines over a common axis, with markers where there are few points.
+
+    Args:
+        name: of the figure on its page.
+        series: what to draw.
+        x_label, y_label: with units.
+        shares: whether y is a share.
+        ticks: a tick at every x of the first series.
+    """
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(2.6)
+        for label, x, y, style in series:
+            color, marker, dash = STYLES[style]
+            axes.plot(x, y, color=color, linestyle=dash, marker=marker if len(x) <= 40 else None, label=label)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if ticks:
+            axes.set_xticks(series[0].x)
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_formatter(_number)
+        if shares:
+            axes.yaxis.set_major_formatter(_percent)
+        if len(series) > 1:
+            _legend(axes)
+        return _svg(figure, name, f"{y_label} by {x_label}: {', '.join(one.label for one in series)}")
+
+
+def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_label: str) -> str:
+    """Horizontal bars of at most two parts; a part's y are its lengths, by label."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(0.9 + 0.34 * len(labels))
+        left = [0.0] * len(labels)
+        for part, hatch in zip(parts, ("", "////"), strict=False):
+            color, *_ = STYLES[part.style]
+            look: dict[str, Any] = {"facecolor": "none" if hatch else color, "edgecolor": color, "hatch": hatch}
+            shown = [length or math.nan for length in part.y]  # else an edge is drawn
+            axes.barh(labels, shown, left=left, height=0.62, label=part.label, **look)
+            left = [start + length for start, length in zip(left, part.y, strict=True)]
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(_number)
+        axes.set_xlabel(x_label)
+        _legend(axes)
+        return _svg(figure, name, f"{x_label}: {', '.join(labels)}")
+
+
+def intervals(name: str, rows: Sequence[tuple[str, float, float, float, str]], x_label: str) -> str:
+    """A point with its interval per row, named above it, against 1.
+
+    Args:
+        name: of the figure on its page.
+        rows: label, value, low, high, style.
+        x_label: what the values are, as shares.
+    """
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(0.7 + 0.36 * len(rows))
+        axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        for index, (label, value, low, high, style) in enumerate(rows):
+            color, marker, _ = STYLES[style]
+            axes.plot([low, high], [index, index], color=color, linewidth=2, solid_capstyle="butt")
+            axes.plot([value], [index], color=color, marker=marker, markersize=6)
+            axes.annotate(label, (0, index), (2, 5), xycoords=("axes fraction", "data"), textcoords="offset points")
+        axes.set_ylim(len(rows) - 0.5, -0.95)
+        axes.set(xlabel=x_label, yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(_percent)
+        return _svg(figure, name, f"{x_label}, with 95 % intervals")
+
+
+def points(name: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """Single points, named beside them, with room around."""
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(2.6)
+        for label, x, y, style in series:
+            color, marker, _ = STYLES[style]
+            axes.plot(x, y, linestyle="none", marker=marker, markersize=8, color=color)
+            axes.annotate(label, (x[0], y[0]), (0, 8), textcoords="offset points", ha="center")
+        axes.margins(y=0.5)
+        axes.set_xlim(0, 1.25 * max(one.x[0] for one in series))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(_number)
+        return _svg(figure, name, f"{y_label} by {x_label}: {', '.join(one.label for one in series)}")

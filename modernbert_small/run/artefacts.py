@@ -1,0 +1,366 @@
+"""Artefact folders: written aside, renamed when whole, described by run.json.
+
+A phase writes into `<output_dir>.partial` and `Run.finish` renames it, so a folder under its final name
+is complete. `run.json` records what it was made from; the same phase with the same settings and inputs has
+nothing to do, with others it refuses unless told to overwrite, and an interrupted one goes on.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import xxhash
+
+from modernbert_small.run.energy import gpu_joules
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.processes import rank, wait_for_all, world_size
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+_LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
+_FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
+# Change how a run looks or where it runs, not what it makes.
+_NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
+                 "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
+                 "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "local_rank",
+                 "ddp_timeout"}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One run of a phase.
+
+    Attributes:
+        folder: where to write, from `start` on; `output_dir` once `finish` has renamed it.
+        record: what run.json holds.
+    """
+
+    output_dir: Path
+    folder: Path
+    record: dict[str, Any]
+    resumed: bool
+    _clock: float = field(default_factory=time.monotonic)
+    _joules: float | None = None
+
+    def start(self) -> None:
+        """Make the folder to write in: empty, unless it holds this very run, interrupted.
+
+        Of several processes the first does it, once all have looked at what was there.
+        """
+        wait_for_all()
+        if rank() == 0:
+            if self.resumed:
+                logger.info("going on with the interrupted run in %s", self.folder)
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RUN_FILE, self.record)
+            if self.record["phase"] != "create_dataset":  # which needs no GPU and wakes none
+                self._joules = gpu_joules()
+        wait_for_all()
+
+    def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
+        """Write run.json and give the folder its final name; returns the record.
+
+        Raises:
+            ValueError: a measurement is not finite, which JSON cannot hold and no phase should report.
+        """
+        _require_finite(measurements, "")
+        self.record.update(measurements)
+        self.record["resumed"] = self.resumed
+        self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
+        if self._joules is not None and (joules := gpu_joules()) is not None:
+            self.record["gpu_joules"] = round(joules - self._joules, 1)
+        write_json(self.folder / RUN_FILE, self.record)
+        replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self.output_dir.exists():
+            self.output_dir.rename(replaced)
+        self.folder.rename(self.output_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.folder = self.output_dir
+        return self.record
+
+
+def begin(
+    phase: str,
+    output_dir: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    overwrite: bool = False,
+    flag: str = "--output_dir",
+) -> Run | None:
+    """A phase's run: to start, to go on with, or done already. Nothing is written before `Run.start`.
+
+    Args:
+        phase: the script's name.
+        output_dir: the artefact's final folder.
+        settings: resolved settings, JSON types.
+        inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash, and an
+            earlier phase's shards must be those that it wrote.
+        overwrite: replace a finished or half-finished artefact of other settings.
+        flag: that names output_dir, for errors.
+
+    Returns:
+        The run, or None if the artefact is there already, made with the same settings from the same inputs.
+
+    Raises:
+        UserError: the artefact, or a half-finished one, was made with other settings or inputs, or
+            the folder holds something else; or an input's shards are not those that its run.json names.
+    """
+    if world_size() > 1 and phase in _FOR_ONE_PROCESS:
+        raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
+    final = Path(output_dir)
+    if not final.name:
+        raise UserError(f"{flag} {output_dir}: expected a folder with a name of its own, such as data/corpus")
+    partial = final.with_name(final.name + ".partial")
+    record = {
+        "phase": phase,
+        "settings": json.loads(json.dumps(dict(settings), default=str)),
+        "inputs": {name: describe_input(value) for name, value in inputs.items()},
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    if final.is_file():
+        raise UserError(f"{flag} {final}: is a file, expected a folder")
+    if final.exists() and any(final.iterdir()):
+        earlier = _read_earlier(final, overwrite)
+        if earlier is not None and not _differences(earlier, record):
+            logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
+            return None
+        if not overwrite:
+            if earlier is None:
+                raise UserError(
+                    f"{flag} {final}: holds files that no run made; name another folder or pass --overwrite"
+                )
+            raise UserError(_refusal(flag, final, earlier, record))
+    resumed = False
+    if (partial / RUN_FILE).exists() and any(path.name not in (RUN_FILE, "runs") for path in partial.iterdir()):
+        # Something was saved, so it is worth a question.
+        earlier = _read_earlier(partial, overwrite)
+        if earlier is not None and not _differences(earlier, record):
+            resumed = True
+            record["started"] = earlier["started"]
+        elif not overwrite:
+            raise UserError(_refusal(flag, partial, earlier or {}, record))
+    return Run(final, partial, record, resumed)
+
+
+def _read_earlier(folder: Path, overwrite: bool) -> dict[str, Any] | None:
+    """A folder's record, None if there is none, or one that cannot be read and is to be overwritten."""
+    if not (folder / RUN_FILE).exists():
+        return None
+    try:
+        return read_run(folder)
+    except UserError:
+        if overwrite:
+            return None
+        raise
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What settings and inputs differ, as 'name: before -> now'."""
+    if before.get("phase") != now["phase"]:
+        return [f"phase: {before.get('phase')} -> {now['phase']}"]
+    changes = []
+    for part in ("settings", "inputs"):
+        old, new = before.get(part, {}), now[part]
+        for name in sorted(set(old) | set(new)):
+            if name not in _NOT_COMPARED and _comparable(old.get(name)) != _comparable(new.get(name)):
+                changes.append(f"{name}: {_shown(old.get(name))} -> {_shown(new.get(name))}")
+    return changes
+
+
+def _comparable(value: Any) -> Any:
+    """A path without what its spelling adds (`data/corpus/`); an input by its content, wherever it lies."""
+    if isinstance(value, Mapping) and "hash" in value:
+        return value["hash"]
+    return os.path.normpath(value) if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> Any:
+    """An input as it was named, with the beginning of its hash."""
+    if isinstance(value, Mapping) and "path" in value:
+        return f"{value['path']} ({value['hash'][:8]})"
+    return value
+
+
+def _refusal(flag: str, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changes = _differences(before, now)
+    shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+    return f"{folder} was made with other settings or inputs ({shown}); name another {flag} or pass --overwrite"
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The record of an artefact folder.
+
+    Raises:
+        UserError: no run.json there, or not one of ours.
+    """
+    path = Path(folder) / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected the record of a finished phase") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the folder or pass --overwrite") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def describe_input(path_or_id: str) -> dict[str, str]:
+    """A local path with its content hash, or a hub id."""
+    path = Path(path_or_id)
+    if (path / RUN_FILE).is_file():
+        check_shards(path)
+    return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
+
+
+def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows and content hash of each Parquet file in a folder, for run.json."""
+    return {
+        file.name: {"rows": pq.read_metadata(file).num_rows, "hash": content_hash(file)}
+        for file in sorted(folder.glob("*.parquet"))
+    }
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a data folder whose shards are not those that its run.json names.
+
+    Raises:
+        UserError: shards that are missing, new or changed, all of them named.
+    """
+    files = read_run(folder).get("files")
+    written = files if isinstance(files, dict) else {}
+    found = {file.name: file for file in folder.glob("*.parquet")} if written else {}
+    wrong = {
+        "missing": sorted(written.keys() - found.keys()),
+        "not of this run": sorted(found.keys() - written.keys()),
+        "changed": sorted(
+            name for name in written.keys() & found.keys() if content_hash(found[name]) != written[name]["hash"]
+        ),
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise UserError(
+            f"{folder}: its shards are not those that {RUN_FILE} names ({listed}); expected one run's output, whole; "
+            "make it again with --overwrite"
+        )
+
+
+def content_hash(path: Path) -> str:
+    """xxh3-128 of a file, or over names and hashes of a folder's files less records, reports, logs and checkpoints."""
+    if path.is_file():
+        status = path.stat()
+        return _file_hash(path, status.st_size, status.st_mtime_ns)
+    digest = xxhash.xxh3_128()
+    is_artefact = (path / RUN_FILE).exists()
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        is_hidden = any(part.startswith(".") for part in relative.parts)
+        if file.is_file() and not is_hidden and not (is_artefact and _is_by_product(relative)):
+            digest.update(f"{relative.as_posix()}\0{content_hash(file)}\0".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _file_hash(path: Path, size: int, modified_ns: int) -> str:
+    """Each file is read once: shards are checked, named in run.json, and are the key of cached tokens and labels."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_by_product(relative: Path) -> bool:
+    return relative.name in (RUN_FILE, "report.html") or any(
+        part.startswith("checkpoint-") or part in ("runs", "eval") for part in relative.parts
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout, None outside one."""
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _require_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"measurement {where.lstrip('.')} is {value}, expected a finite number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_finite(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_finite(item, f"{where}[{index}]")
+
+
+def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The record of each phase, the nearest to the first root, with the `folder` that it was found in.
+
+    Args:
+        roots: folders to start from.
+
+    Returns:
+        By PHASES' names, in their order.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [Path(root) for root in roots]
+    for folder in waiting:
+        if not (folder / RUN_FILE).is_file():
+            continue
+        record = read_run(folder)
+        phase = record.get("phase")
+        if phase == "create_distil_dataset":
+            phase = "teacher" if "projection" in record else "labels"
+        if phase not in PHASES or phase in found:
+            continue
+        found[phase] = record | {"folder": str(folder)}
+        # Phases 2's and 4's teacher may be another student, with phases of its own.
+        followed = [value for name, value in record["inputs"].items() if name != "teacher" or phase == "distil_train"]
+        waiting += [Path(value["path"]) for value in followed if "path" in value]
+    return {phase: found[phase] for phase in PHASES if phase in found}
+
+
+PHASES = {
+    "create_dataset": "Phase 1, corpus",
+    "init_model_mlm": "Phase 2, first weights",
+    "pre_train": "Phase 3, masked language modelling",
+    "teacher": "Phase 4, reduced teacher",
+    "labels": "Phase 4, labels",
+    "distil_train": "Phase 5, distillation",
+}

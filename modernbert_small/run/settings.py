@@ -1,0 +1,142 @@
+"""The settings of a script: default < recipe < command line, checked before anything is loaded."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.recipe import read_recipe, recipe_path
+
+logger = logging.getLogger(__name__)
+Arguments = TypeVar("Arguments")
+
+
+_INHERITED = """\
+Settings of the Trainer work too, such as max_steps, gradient_accumulation_steps, seed, optim, torch_compile,
+push_to_hub; not batch sizes, which are counted in tokens, nor resume_from_checkpoint, which happens by itself:
+https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments
+"""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A line a setting: its name, its value's type, what it does, its default; line breaks of texts as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return ", ".join(action.option_strings)
+        choices = action.choices and "|".join(map(str, action.choices))
+        kind = action.metavar or choices or getattr(action.type, "__name__", "str").replace("string_to_bool", "bool")
+        kind = {"?": f"[{kind}]", "*": f"{kind} ..."}.get(str(action.nargs), kind)
+        return f"{action.option_strings[0]} {kind}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], argparse.SUPPRESS):
+            return action.help
+        listed = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {listed})"
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose complaints are UserErrors, and whose --help shows what a script declares itself."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+    def show_own_settings(self, dataclass_type: type) -> None:
+        """Leave inherited settings out of --help, of which there are a hundred, and name where they are described."""
+        shown = ["help", "config", *inspect.get_annotations(dataclass_type)]
+        actions = self._optionals._group_actions
+        own = [action for action in actions if action.dest in shown]
+        if len(own) < len(actions):
+            self.epilog = _INHERITED
+        own = [action for action in own if not action.option_strings[0].startswith("--no_")]  # `false` says it too
+        self._optionals._group_actions = sorted(own, key=lambda action: shown.index(action.dest))
+
+
+def parse_settings(
+    dataclass_type: type[Arguments], section: str, description: str | None, argv: Sequence[str] | None = None
+) -> Arguments:
+    """Read a script's settings: defaults, then the recipe's section, then the command line.
+
+    A recipe's values become command-line words placed before the real ones, so one parser checks
+    both: `learning_rate: 5e-4`, which YAML reads as a string, is a float as it is in the shell.
+
+    Args:
+        dataclass_type: the script's settings. If it has `problems() -> list[str]`, all of them are
+            reported together.
+        section: the script's section of the recipe.
+        description: the script's docstring, for --help.
+        argv: command line without the program; `sys.argv[1:]` by default.
+
+    Raises:
+        UserError: an unknown key, a wrong type or an impossible value, with the key and the value.
+    """
+    parser = _Parser(
+        dataclass_type,
+        description=description,
+        usage="%(prog)s [--config RECIPE.yaml] [--SETTING VALUE ...]",
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE.yaml", help="recipe; its section for this script comes before the flags"
+    )
+    parser.show_own_settings(dataclass_type)
+    for action in parser._actions:
+        action.nargs = "*" if action.nargs == "+" else action.nargs  # a list may be emptied
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    recipe = recipe_path(command_line)
+    words = _recipe_words(parser, Path(recipe), section, typing.get_type_hints(dataclass_type)) if recipe else []
+    namespace, unknown = parser.parse_known_args(words + command_line)
+    if unknown:
+        raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
+    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(dataclass_type) if field.init}  # type: ignore[arg-type]
+    try:
+        settings = dataclass_type(**values)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"settings: {error}") from error
+    problems = settings.problems() if hasattr(settings, "problems") else []
+    if problems:
+        raise UserError("; ".join(problems))
+    own = inspect.get_annotations(dataclass_type)
+    shown = [name for name, value in values.items() if name in own or value != parser.get_default(name)]
+    logger.info("settings: %s", " ".join(f"{name}={values[name]}" for name in shown))
+    return settings
+
+
+def _recipe_words(parser: _Parser, recipe: Path, section: str, types: Mapping[str, Any]) -> list[str]:
+    """One script's section of a recipe as command-line words."""
+    values = read_recipe(recipe).get(section) or {}
+    words = []
+    known = {action.dest for action in parser._actions} - {"config", "help"}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{recipe}: {section}: unknown key {key!r}{_suggestion(key, parser)}")
+        if value is None and type(None) not in typing.get_args(types[key]):
+            raise UserError(f"{recipe}: {section}: {key} has no value; leave the line out for the default")
+        if value is None or value == []:  # which no words say to argparse
+            parser.set_defaults(**{key: value})
+            continue
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
+    return words
+
+
+def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:
+    """The nearest setting's name, if one is near."""
+    names = [action.dest for action in parser._actions]
+    near = difflib.get_close_matches(key, names, n=1) or [name for name in names if key and name.startswith(key)]
+    return f"; did you mean {near[0]!r}?" if near else ""

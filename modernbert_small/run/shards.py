@@ -1,0 +1,101 @@
+"""The Parquet shards of a corpus or of labels: finding, checking, reading and counting them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modernbert_small.run.errors import UserError
+
+LEAST_VALIDATION_ROWS = 3  # two have one cosine, and no correlation
+
+
+_ROWS_PER_READ = 16_384
+
+
+_TEXT_COLUMNS = ("text", "sentence", "source", "kind")
+
+
+def split_files(data: str | Path, split: str, flag: str = "--train_file") -> list[Path]:
+    """The Parquet shards of one split of a corpus or of distillation data.
+
+    Raises:
+        UserError: no such folder, no shards, or some of the `-of-000NN` shards are missing.
+    """
+    folder = Path(data)
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder}: no such folder; expected the output of an earlier phase")
+    files = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    if not files:
+        raise UserError(f"{flag} {folder}: no {split}-*.parquet in it; expected the output of an earlier phase")
+    expected = int(files[0].stem.rsplit("-", 1)[1])
+    if len(files) != expected:
+        raise UserError(f"{flag} {folder}: {len(files)} {split} shards, expected {expected} by their names")
+    return files
+
+
+def check_splits(data: str | Path, least_rows: int = 1, flag: str = "--train_file") -> None:
+    """See that a data folder has both splits, whole and not empty, before anything is loaded.
+
+    Args:
+        data: folder of Parquet shards.
+        least_rows: of the train split.
+        flag: named in errors.
+
+    Raises:
+        UserError: what `split_files` finds, a file that is not whole Parquet, or a split with too few rows.
+    """
+    for split, least in (("train", least_rows), ("validation", LEAST_VALIDATION_ROWS)):
+        rows = count_rows(split_files(data, split, flag))
+        if rows < least:
+            raise UserError(f"{flag} {data}: its {split} split has {rows} rows, expected at least {least}")
+
+
+def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_PER_READ) -> Iterator[pa.Table]:
+    """Some columns of Parquet files, some rows at a time.
+
+    Raises:
+        UserError: a file that is not whole Parquet, a missing column, text that is not of strings, or a null.
+    """
+    for file in files:
+        with _explained(file), pq.ParquetFile(file) as parquet:
+            schema, position = parquet.schema_arrow, 0
+            for column in columns:
+                if column not in schema.names:
+                    raise UserError(f"{file}: no column {column!r}; found {', '.join(schema.names)}")
+                kind = schema.field(column).type
+                if column in _TEXT_COLUMNS and not is_text(kind):
+                    raise UserError(f"{file}: column {column!r} is of {kind}, expected string")
+            for batch in parquet.iter_batches(rows, columns=list(columns)):
+                for column in columns:
+                    if batch[column].null_count:
+                        first = position + batch[column].is_null().index(True).as_py()
+                        raise UserError(f"{file}: column {column!r} is null in row {first}; expected a value")
+                position += len(batch)
+                yield pa.Table.from_batches([batch])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def count_rows(files: Sequence[Path]) -> int:
+    """Rows of Parquet files, from their footers."""
+    rows = 0
+    for file in files:
+        with _explained(file):
+            rows += pq.read_metadata(file).num_rows
+    return rows
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Say of a broken Parquet file which it is."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not a whole Parquet file ({reason}); make it again") from error
