@@ -18,7 +18,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 soak: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/soak_kills.py tests/soak_texts.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/soak_kills.py tests/soak_recipe.py tests/soak_texts.py
 
 check: install
 	$(BIN)/ruff check .

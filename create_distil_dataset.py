@@ -31,7 +31,15 @@ from sentence_transformers.base.modules import Dense, Normalize
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluation.account import WIDTHS, account, format_account, is_reduced_teacher
 from modernbert_small.evaluation.sets import load_evaluation_sets
-from modernbert_small.label.labeller import Labeller, Sample, read_blocks, require_vectors, sample_texts, write_shard
+from modernbert_small.label.labeller import (
+    Labeller,
+    Sample,
+    read_blocks,
+    require_vectors,
+    sample_texts,
+    text_prompts,
+    write_shard,
+)
 from modernbert_small.label.projection import fit_projection, projection_quality
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.run.artefacts import Run, begin, content_hash, describe_shards
@@ -78,6 +86,7 @@ class DistilDatasetArguments:
         metadata={"help": f"for a ModernBERT teacher: {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best"},
     )
     seed: int = field(default=42, metadata={"help": "of the sample"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's repository brings"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
 
     def problems(self) -> list[str]:
@@ -116,7 +125,7 @@ def reduce_teacher(
     """The teacher with its projection, and what that keeps; the vectors it was fitted on go to `sample_file`."""
     if teacher.get_embedding_dimension() == args.embedding_dim:
         logger.info("the teacher is %d wide already: no projection", args.embedding_dim)
-        return _with_modules(teacher, []), {"projection": None}
+        return with_projection(teacher, None), {"projection": None}
     labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
     _, texts, kinds = sample_texts(args.train_file, "validation", QUALITY_ROWS, args.seed)
     heldout = labeller.embed(labeller.tokenize(texts, kinds))
@@ -129,8 +138,6 @@ def reduce_teacher(
     basis, energy = fit_projection(sample, args.embedding_dim)
     logger.info("explained energy: %.2f %%", 100 * energy.sum())
     Sample(rows, (sample @ basis).astype(np.float32)).save(sample_file)
-    dense = Dense(*basis.shape, bias=False, activation_function=torch.nn.Identity())
-    dense.linear.weight.data = torch.from_numpy(basis.T.copy()).float()
     report = {
         "sample_texts": len(texts),
         "explained_energy": round(float(energy.sum()), 6),
@@ -139,7 +146,7 @@ def reduce_teacher(
         "spectrum": [round(float(share), 8) for share in energy],
         **labeller.speed,
     }
-    return _with_modules(teacher, [dense]), {"projection": report}
+    return with_projection(teacher, basis), {"projection": report}
 
 
 def measure_quality(heldout: NDArray[np.float32], basis: NDArray[np.float64]) -> dict[int, dict[str, float]]:
@@ -157,14 +164,33 @@ def measure_quality(heldout: NDArray[np.float32], basis: NDArray[np.float64]) ->
     return quality
 
 
-def _with_modules(teacher: SentenceTransformer, more: list[torch.nn.Module]) -> SentenceTransformer:
-    """The teacher with modules appended, ending in one Normalize, its prompts kept."""
+def with_projection(teacher: SentenceTransformer, basis: NDArray[np.float64] | None) -> SentenceTransformer:
+    """The teacher with its vectors reduced to unit length D.
+
+    A teacher that cuts its vectors by itself (`truncate_dim`) does so after its last module. Here the projection reads
+    the first values alone, which is the same.
+
+    Args:
+        teacher: any.
+        basis: (D_T, D), None for a teacher whose vectors are D wide already.
+    """
     modules = list(teacher)
     while isinstance(modules[-1], Normalize):
         modules.pop()
+    if basis is None and teacher.truncate_dim is not None:
+        basis = np.eye(teacher.truncate_dim)
+    if basis is not None:
+        with teacher.truncate_embeddings(None):
+            width = teacher.get_embedding_dimension()
+        dense = Dense(width, basis.shape[1], bias=False, activation_function=torch.nn.Identity())
+        dense.linear.weight.data.zero_()[:, : len(basis)] = torch.from_numpy(basis.T).float()
+        modules.append(dense)
+    if getattr(teacher[0], "do_lower_case", False):
+        # sentence-transformers keeps it in tokenizer.json alone, whose normalizer a BertTokenizer replaces by its own.
+        teacher[0].config_keys = [*teacher[0].config_keys, "do_lower_case"]
     return SentenceTransformer(
-        modules=[*modules, *more, Normalize()],
-        prompts=teacher.prompts,
+        modules=[*modules, Normalize()],
+        prompts=teacher.prompts | text_prompts(teacher),  # under the names that encode_query and encode_document use
         default_prompt_name=teacher.default_prompt_name,
         similarity_fn_name="cosine",
         device=str(best_device()),
@@ -190,7 +216,9 @@ def save_reduced_teacher(
         wait_for_all()
         if rank() == 0:
             return teacher
-    return load_sentence_transformer("--teacher_output_dir", args.teacher_output_dir)
+    return load_sentence_transformer(
+        "--teacher_output_dir", args.teacher_output_dir, trust_remote_code=args.trust_remote_code
+    )
 
 
 def label_split(labeller: Labeller, args: DistilDatasetArguments, run: Run, split: str, known: Sample) -> None:
@@ -242,7 +270,9 @@ def main() -> None:
         return
     check_splits(args.train_file, args.embedding_dim)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
-    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    teacher = load_sentence_transformer(
+        "--teacher_name_or_path", args.teacher_name_or_path, trust_remote_code=args.trust_remote_code
+    )
     check_teacher(teacher, args)
     run.start()
     sample_file = run.folder / SAMPLE_FILE

@@ -22,9 +22,10 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels, new_student
+from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels
 from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
-from modernbert_small.evaluation.sets import RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.evaluation.overlap import texts_in_training
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import last_evaluation, require_context, resolve_hardware, train, training_problems
@@ -32,12 +33,12 @@ from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import RUN_FILE, begin, read_run
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import explain_load_errors, prepare_upload
-from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.hub import prepare_upload
+from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
-from modernbert_small.run.shards import check_splits
+from modernbert_small.run.shards import check_splits, split_files
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
         default=None, metadata={"help": "of metric_for_best_model; by default unless it is a loss"}
     )
     report_to: str | None = field(default="tensorboard", metadata={"help": "transformers' integrations"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder brings"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
 
     def __post_init__(self) -> None:
@@ -97,8 +99,7 @@ class DistilTrainArguments(SentenceTransformerTrainingArguments):
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
     """The student with packed attention, as wide as the teacher."""
     flag = "--model_name_or_path"
-    with explain_load_errors(flag, args.model_name_or_path):
-        student = new_student(args.model_name_or_path, args.max_seq_length)
+    student = load_mean_pooled(flag, args.model_name_or_path, args.max_seq_length)
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
         raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
@@ -128,6 +129,21 @@ def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
             f"{args.train_file}; expected phase 4's --teacher_output_dir of the same run; make both "
             "again with create_distil_dataset.py"
         )
+
+
+def warn_of_reported_texts(
+    args: DistilTrainArguments, retrieval_sets: list[RetrievalSet], pair_sets: list[PairSet]
+) -> dict[str, int]:
+    """Say which sets are reported whose queries are training texts; returns how many by set."""
+    overlap = texts_in_training(split_files(args.train_file, "train"), "sentence", retrieval_sets, pair_sets)
+    for name, count in overlap.items():
+        logger.warning(
+            "%s training texts equal a query of %s, so its score will say more than is true; keep them out with "
+            "--eval_datasets of phase 1",
+            f"{count:,}",
+            name,
+        )
+    return overlap
 
 
 def load_data(args: DistilTrainArguments, student: SentenceTransformer, split: str) -> DistillationDataset:
@@ -180,9 +196,12 @@ def main() -> None:
         return
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
-    teacher = load_sentence_transformer("--teacher_name_or_path", args.teacher_name_or_path)
+    teacher = load_sentence_transformer(
+        "--teacher_name_or_path", args.teacher_name_or_path, trust_remote_code=args.trust_remote_code
+    )
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    overlap = warn_of_reported_texts(args, retrieval_sets, pair_sets)
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)
@@ -207,6 +226,7 @@ def main() -> None:
         "account": comparison,
         "rows": {"train": len(train_data), "validation": len(heldout)},
         "truncated_rows": train_data.store.truncated,
+        "reported_texts_in_training": overlap,
     }
     save(args, student, run.folder, measurements)
     run.finish(measurements)

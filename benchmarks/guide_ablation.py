@@ -44,7 +44,7 @@ from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.pretrain.loss import masked_lm_loss
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import write_json
-from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.shards import read_table, split_files
 
 SEEDS = (1, 2, 3)

@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.recipe import SECTIONS
 from modernbert_small.run.script import run_script
 

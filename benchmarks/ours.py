@@ -16,12 +16,13 @@ from benchmarks.workload import (
     Workload,
     load_script,
 )
-from modernbert_small.distil.trainer import DistillationDataset, load_labels, new_student
+from modernbert_small.distil.trainer import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import PackedLoader, PackedSampler
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
+from modernbert_small.run.loading import load_mean_pooled
 from modernbert_small.run.shards import read_table, split_files
 
 
@@ -79,7 +80,7 @@ def distillation(workload: Workload) -> Measurement:
         num_train_epochs=1,
         **QUIET,
     )
-    student = new_student(str(workload.folder / "student"), MAX_SEQ_LENGTH)
+    student = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH)
     use_packed_attention(student[0].auto_model, args.attn_implementation, args.device)
     positions = Positions(student[0].auto_model)
 
@@ -95,7 +96,7 @@ def distillation(workload: Workload) -> Measurement:
 
 def data_path(workload: Workload) -> Measurement:
     """Batches of distillation alone: token store and memory-mapped labels."""
-    tokenizer = new_student(str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
+    tokenizer = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
 
     def fetch(warm_up: bool) -> tuple[float, int, int]:
         rows = _distillation_rows(workload, tokenizer, warm_up)

@@ -28,7 +28,7 @@ from benchmarks.workload import MAX_SEQ_LENGTH, ROOT, STUDENT_WIDTH, TEACHER_WID
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.packed.tokens import text_tokenizer
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.script import run_script
 from modernbert_small.run.shards import read_table, split_files
 

@@ -32,18 +32,19 @@ import pyarrow.compute as pc
 
 from modernbert_small.corpus.build import discard_spill, merge, spill_source, write_splits
 from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
-from modernbert_small.corpus.sources import open_sources, source_locations
+from modernbert_small.corpus.sources import is_local, open_sources, source_locations
 from modernbert_small.corpus.text import Chunker
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.run.artefacts import begin, describe_shards
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import load_tokenizer
+from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
 
 logger = logging.getLogger(__name__)
 
+REPORTED_SETS = ("msmarco", "hotpotqa")  # what phase 5 reports on by default
 _SAMPLED_TEXTS = 500
 # A character may take four byte-level tokens; with two special ones that is the least a chunk can be cut to.
 _MIN_SEQ_LENGTH = 16
@@ -69,7 +70,7 @@ class CreateDatasetArguments:
     )
     validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
     eval_datasets: list[str] = field(
-        default_factory=list,
+        default_factory=lambda: list(REPORTED_SETS),
         metadata={
             "help": "sets that the model will be reported on, as in phase 5; texts that equal their queries are dropped"
         },
@@ -133,12 +134,28 @@ class Tally:
         return entries
 
 
-def find_contamination(args: CreateDatasetArguments) -> Contamination | None:
-    """What the evaluation sets say, None if nothing is to be dropped for it."""
+def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tuple[Contamination | None, list[str]]:
+    """What the evaluation sets say, and the sets' names; None if nothing is to be dropped for them.
+
+    Who works without the hub and reports on other sets needs not name them here, so if the default sets cannot be had
+    for a corpus of local files, that is a warning.
+    """
     if args.decontaminate == "no" or not args.eval_datasets:
-        return None
-    sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
-    return Contamination(evaluation_texts(*sets, documents=args.decontaminate == "all"))
+        return None, []
+    try:
+        retrieval, pairs = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    except UserError as error:
+        if not is_all_local or args.eval_datasets != list(REPORTED_SETS):
+            raise
+        logger.warning("%s", error)
+        logger.warning(
+            "no evaluation set is kept out of this corpus: scores on %s will not be trustworthy for a model that is "
+            "trained on it; name the sets that you will report on with --eval_datasets",
+            " and ".join(REPORTED_SETS),
+        )
+        return None, []
+    texts = evaluation_texts(retrieval, pairs, documents=args.decontaminate == "all")
+    return Contamination(texts), [*(one.name for one in retrieval), *(one.name for one in pairs)]
 
 
 def measure(
@@ -213,7 +230,7 @@ def main() -> None:
     sources = open_sources(locations)
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path)
     chunker = Chunker(tokenizer, args.max_seq_length)
-    contamination = find_contamination(args)
+    contamination, kept_out = find_contamination(args, all(map(is_local, locations.values())))
     run.start()
 
     spill = run.folder / "spill"
@@ -237,7 +254,8 @@ def main() -> None:
     discard_spill(spill)
 
     by_source = tally.by_source([source.name for source in sources], chunker)
-    record = run.finish(measure(counts, duplicates, contaminated, by_source, run.folder))
+    measurements = measure(counts, duplicates, contaminated, by_source, run.folder)
+    record = run.finish(measurements | {"evaluation_sets_kept_out": kept_out})
     print(format_report(record))
     following = next_command("mlm/init_model_mlm.py")
     logger.info("%s is ready in %.0f s; next: %s", run.output_dir, record["wall_seconds"], following)

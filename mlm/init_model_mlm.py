@@ -8,7 +8,8 @@ Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with 
 
 PCA of the teacher's token embeddings gives a basis and the student's embeddings; the first layer, the norms
 and the MLM head are projected with it; the other layers start as ModernBERT's do.
-Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. --init all_layers: see modernbert_small/initialise/all_layers.py.
+Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. For --init all_layers see
+modernbert_small/initialise/all_layers.py.
 """
 
 import logging
@@ -36,8 +37,7 @@ from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import load_config, load_tokenizer
-from modernbert_small.run.loading import load_encoder, require_finite
+from modernbert_small.run.loading import load_config, load_encoder, load_tokenizer, require_finite
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 
@@ -76,6 +76,7 @@ class InitModelArguments:
         metadata={"help": "corpus: all_layers' sample, and the report's held-out losses; else it may be missing"},
     )
     seed: int = field(default=42, metadata={"help": "of the layers that start at random"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's repository brings"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
 
     def problems(self) -> list[str]:
@@ -231,10 +232,10 @@ def main() -> None:
     run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
         return
-    teacher_config = load_config("--teacher_name_or_path", args.teacher_name_or_path)
-    tokenizer = load_tokenizer("--teacher_name_or_path", args.teacher_name_or_path)
+    source = ("--teacher_name_or_path", args.teacher_name_or_path, args.trust_remote_code)
+    teacher_config, tokenizer = load_config(*source), load_tokenizer(*source)
     check_sizes(args, teacher_config, tokenizer)
-    teacher, has_head = load_encoder("--teacher_name_or_path", args.teacher_name_or_path)
+    teacher, has_head = load_encoder(*source)
     require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
     if args.init == "all_layers" and not isinstance(teacher, ModernBertForMaskedLM):
         raise UserError(f"init: all_layers needs a ModernBERT with masked-LM head, found a {type(teacher).__name__}")

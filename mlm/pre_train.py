@@ -32,8 +32,8 @@ from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.hub import explain_load_errors, load_tokenizer, prepare_upload
-from modernbert_small.run.loading import require_finite
+from modernbert_small.run.hub import prepare_upload
+from modernbert_small.run.loading import load_masked_lm, load_tokenizer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
@@ -101,8 +101,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
     """The student with packed attention, and its tokenizer."""
     flag = "--model_name_or_path"
     tokenizer = load_tokenizer(flag, args.model_name_or_path)
-    with explain_load_errors(flag, args.model_name_or_path):
-        student = ModernBertForMaskedLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
+    student = load_masked_lm(flag, args.model_name_or_path)
     if len(tokenizer) > student.config.vocab_size:
         raise UserError(
             f"{flag} {args.model_name_or_path}: the tokenizer has {len(tokenizer)} entries, the model's embeddings "

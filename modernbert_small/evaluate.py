@@ -20,7 +20,6 @@ from sentence_transformers import SentenceTransformer
 from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.run.artefacts import write_json
-from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.script import run_script
@@ -65,13 +64,14 @@ def main() -> None:
         "files of sentence pairs",
     )
     parser.add_argument("--mteb", nargs="+", default=[], metavar="TASK", help="MTEB tasks, with the extra [mteb]")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
     parser.add_argument("--output", type=Path, help="JSON file to write the account to")
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: no such folder {args.output.parent}")
     retrieval_sets, pair_sets = load_evaluation_sets("--datasets", args.datasets)
     student, teacher = (
-        load_sentence_transformer(flag, path, str(best_device()))
+        load_sentence_transformer(flag, path, trust_remote_code=args.trust_remote_code)
         for flag, path in (("student", args.student), ("teacher", args.teacher))
     )
     record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets)

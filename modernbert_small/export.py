@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("model", help="model folder or hub id")
     parser.add_argument("--format", required=True, choices=list(NEEDED), help="of the model file")
     parser.add_argument("--dtype", default="float32", choices=list(LEAST_COSINE), help="default: float32")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>-<dtype>")
     parser.add_argument(
         "--datasets", nargs="+", default=[], help="sets to compare on: NanoBEIR names, folders laid out like NanoBEIR"
@@ -337,7 +338,7 @@ def main() -> None:
     if run is None:
         return
     sets = load_evaluation_sets("--datasets", args.datasets)
-    model = load_sentence_transformer("model", args.model, "cpu")
+    model = load_sentence_transformer("model", args.model, "cpu", args.trust_remote_code)
     require_finite(model, f"model {args.model}")
     run.resumed = False  # an export is made in one piece
     run.start()

@@ -91,6 +91,7 @@ def write_records(folder):
         "mfu": None,
         "peak_memory_bytes": 2.1e9,
         "truncated_rows": 12,
+        "reported_texts_in_training": {},
     }
     distil_inputs = {"model": "checkpoints/mlm", "teacher": "checkpoints/teacher", "labels": "data/distil"}
     records = {

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ModernBertConfig, ModernBertModel
 
+from modernbert_small.packed import attention
 from modernbert_small.packed.attention import choose_attn_implementation, use_packed_attention
 from modernbert_small.packed.batches import packed_features
 
@@ -132,3 +133,15 @@ def test_cuda_kernels_are_refused_on_the_cpu() -> None:
         with pytest.raises(ValueError, match="needs a CUDA device"):
             choose_attn_implementation(name, torch.device("cpu"))
     assert choose_attn_implementation("auto", torch.device("cpu"))[0] == "packed_sdpa"
+
+
+def test_groups_that_were_made_in_inference_mode_serve_training():
+    rows = np.array([5, 3, 7])
+    cu_seq_lens = torch.tensor([0, *np.cumsum(rows)], dtype=torch.int32)
+    attention._groups.cache_clear()
+    for mode in (torch.inference_mode, torch.enable_grad):
+        with mode():
+            q = torch.randn(1, 2, 15, 4, requires_grad=mode is torch.enable_grad)
+            out, _ = attention.packed_sdpa_attention(None, q, q, q, None, cu_seq_lens_q=cu_seq_lens)
+    out.sum().backward()
+    assert q.grad.isfinite().all()

@@ -19,6 +19,7 @@ ACCOUNT = {
     "cost": {},
 }
 RECORD = {"account": ACCOUNT, "heldout_similarity": 0.9, "rows": {"train": 1000}, "steps": 7}
+RECORD["reported_texts_in_training"] = {}
 
 
 @pytest.fixture
@@ -48,6 +49,8 @@ def args(tmp_path):
                 value["path"] = str(tmp_path / value["path"])
         rows = [{"source": "msmarco", "rows": 30}, {"source": "msmarco", "rows": 5}, {"source": "own", "rows": 1}]
         record = {"phase": phase, "settings": settings, "inputs": inputs, "by_source": rows}
+        if phase == "create_dataset":
+            record |= {"evaluation_sets_kept_out": ["NanoA"], "dropped": {"msmarco": {"contaminated": 4}, "own": {}}}
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "run.json").write_text(json.dumps(record))
     return SimpleNamespace(
@@ -78,6 +81,8 @@ def test_the_hub_reads_it_back(args, tmp_path):
         ("semantic-similarity", "stsb", "spearman_cosine"): 0.81,
     }
     assert "| msmarco | some/msmarco | 35 | MS MARCO, for non-commercial research only" in card.text
+    assert "equal a query of NanoA, or share 13 words in a row with one, were kept out" in card.text
+    assert "the corpus: 4 texts." in card.text
     assert "| own | local files | 1 | its owner's |" in card.text
     recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert recipe["init_model_mlm"] == {"teacher_name_or_path": "big/encoder", "hidden_size": 16}
@@ -94,3 +99,12 @@ def test_a_card_without_sets_and_records(args, tmp_path):
     assert card.data.eval_results is None
     assert card.data.base_model is None
     assert "No evaluation set was given." in card.text
+
+
+def test_a_card_claims_no_decontamination_that_did_not_take_place(args, tmp_path):
+    corpus = tmp_path / "corpus" / "run.json"
+    corpus.write_text(json.dumps(json.loads(corpus.read_text()) | {"evaluation_sets_kept_out": []}))
+    write_model_card(tmp_path, args, RECORD | {"reported_texts_in_training": {"NanoA": 3}}, width=16)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "decontaminate" not in text
+    assert "No evaluation set was kept out of the corpus. 3 training texts equal a query of NanoA" in text

@@ -97,6 +97,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
     assert parquet_bytes(run("third", "--max_rows_per_source", "30", "--seed", "1")) != parquet_bytes(first)
 
 
+def test_default_evaluation_sets_that_cannot_be_had_are_said(run, caplog):
+    record = json.loads((run() / "run.json").read_text())
+    assert record["settings"]["eval_datasets"] == ["msmarco", "hotpotqa"]
+    assert record["evaluation_sets_kept_out"] == []
+    assert "no evaluation set is kept out of this corpus: scores on msmarco and hotpotqa" in caplog.text
+    with pytest.raises(
+        UserError, match=r"--eval_datasets msmarco: .*NanoBEIR-en: the Hugging Face hub cannot be reached"
+    ):
+        run("asked", "--eval_datasets", "msmarco")  # by name, so they are wanted
+    assert json.loads((run("none", "--eval_datasets") / "run.json").read_text())["evaluation_sets_kept_out"] == []
+
+
 def test_a_finished_corpus_is_left_alone(run, monkeypatch):
     before = parquet_bytes(run())
     monkeypatch.setattr(corpus, "_chunked", None)

@@ -10,12 +10,13 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
 from modernbert_small.algebra import unit_vectors
-from modernbert_small.distil import trainer as distillation
-from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels, new_student
+from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import PackedSampler
 from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import load_mean_pooled
 
 D = 16
 N = 50
@@ -32,10 +33,10 @@ def write_data(folder, labels, texts=None, split="train"):
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
     """A student and a data set of unit labels."""
-    monkeypatch.setattr(distillation, "has_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
     write_data(tmp_path / "distil", unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)))
-    student = new_student(str(tmp_path / "mlm"), 64)
+    student = load_mean_pooled("model", str(tmp_path / "mlm"), 64)
     use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"))
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 64)
     return student, DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
@@ -107,3 +108,18 @@ def test_align_turns_a_student_to_its_labels(setting, tmp_path):
 def test_rows_and_labels_must_match(setting):
     with pytest.raises(ValueError, match="50 rows of tokens but 49 labels"):
         DistillationDataset(setting[1].store, setting[1].labels[:49])
+
+
+def test_batches_of_equal_lengths_that_alignment_met_are_trained_on(tmp_path, monkeypatch):
+    """All texts are cut at 16 tokens, so every batch has the same row lengths, in alignment and in training."""
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
+    tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
+    labels = unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))
+    write_data(tmp_path / "distil", labels, [f"{i} {SENTENCES[i % 4]}" * 3 for i in range(N)])
+    student = load_mean_pooled("model", str(tmp_path / "mlm"), 16)
+    use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"))
+    store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 16)
+    assert set(store.lengths.tolist()) == {16}
+    dataset = DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
+    align(student, dataset, 64)
+    assert np.isfinite(trainer(student, dataset, tmp_path / "out", max_steps=3).train().training_loss)

@@ -17,10 +17,10 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluate import mteb_scores
-from modernbert_small.evaluation import account as account_module
 from modernbert_small.evaluation.account import account, format_account, sample_searches, split_projection, systems
 from modernbert_small.evaluation.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
+from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
 
@@ -100,7 +100,7 @@ def test_a_reduced_teacher_comes_apart(models):
 
 
 def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
-    monkeypatch.setattr(account_module, "has_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
     _, reduced, retrieval, pairs = models
     record = account(reduced, reduced, True, [retrieval], [pairs])
     rows = {row["system"]: row for row in record["retrieval"]}

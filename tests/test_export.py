@@ -11,7 +11,6 @@ from helpers import tiny_modernbert, tiny_tokenizer
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small import export as module
-from modernbert_small.distil.trainer import new_student
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 from modernbert_small.export import (
     NEEDED,
@@ -25,6 +24,7 @@ from modernbert_small.export import (
     use_older_names,
 )
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import load_mean_pooled
 
 TEXTS = ["a cat", "the dog lay beside it " * 20, "She reads the paper", "in the mountains it boils sooner " * 3]
 
@@ -37,7 +37,7 @@ def has_extra(name):
 def student(tmp_path):
     """A random student whose sliding windows are shorter than its longest input."""
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"))
-    return new_student(str(tmp_path / "mlm"), 64).to("cpu")
+    return load_mean_pooled("model", str(tmp_path / "mlm"), 64).to("cpu")
 
 
 def run(monkeypatch, *words):

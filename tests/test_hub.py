@@ -50,8 +50,15 @@ def arguments(**changes):
 
 
 def test_only_what_a_user_loads_is_uploaded(api, tmp_path):
-    kept = ["model.safetensors", "README.md", "1_Pooling/config.json", "run.json"]
-    for name in [*kept, "checkpoint-5/optimizer.pt", "runs/a/events.out", "eval/scores.csv", "run.json.tmp"]:
+    kept = ["model.safetensors", "README.md", "1_Pooling/config.json"]
+    for name in [
+        *kept,
+        "checkpoint-5/optimizer.pt",
+        "runs/a/events.out",
+        "eval/scores.csv",
+        "run.json.tmp",
+        "run.json",
+    ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     args = arguments()
@@ -71,8 +78,10 @@ def test_off_by_default_and_on_one_process_only(api, changes):
 def test_failures_say_what_to_do(api, monkeypatch):
     upload = prepare_upload(arguments(hub_model_id="me/x"))
     monkeypatch.setattr(api, "fails_at", "upload_folder")
-    with pytest.raises(UserError, match=r"out is finished, but was not uploaded \(offline\); run the same command"):
+    with pytest.raises(
+        UserError, match=r"out is finished, but was not uploaded \(ConnectionError: offline\); run the same command"
+    ):
         upload("out")
     monkeypatch.setattr(api, "fails_at", "create_repo")
-    with pytest.raises(UserError, match=r"did not open me/x \(401 Unauthorized\); log in"):
+    with pytest.raises(UserError, match=r"did not open me/x \(ValueError: 401 Unauthorized\); log in"):
         prepare_upload(arguments(hub_model_id="me/x"))

@@ -8,8 +8,8 @@ import torch
 from helpers import SENTENCES, tiny_sentence_transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from modernbert_small.label import labeller as labels
 from modernbert_small.label.labeller import Labeller, Sample, read_blocks
+from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ TEXTS = [*SENTENCES, "", "a", " ".join(SENTENCES * 3), "[MASK] stays text"]
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch):
-    monkeypatch.setattr(labels, "has_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])

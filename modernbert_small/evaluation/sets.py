@@ -1,5 +1,6 @@
 """Sets to evaluate on: retrieval by NanoBEIR name or from a folder, sentence pairs from a file."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor
 
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.hub import is_own, why_the_hub_failed
 from modernbert_small.run.shards import is_text
+
+logger = logging.getLogger(__name__)
 
 ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
@@ -97,22 +101,24 @@ def _load_stsb(flag: str) -> PairSet:
 
     try:
         rows = load_dataset(_STSB_HUB_ID, split="test")
-    except Exception as error:  # datasets and the hub raise many kinds for one cause
+    except Exception as error:  # datasets and the hub's client raise many kinds
+        if is_own(error):
+            raise
         raise UserError(_no_hub(flag, STSB, _STSB_HUB_ID, error)) from error
     return PairSet(STSB, *(list(rows[name]) for name in _PAIR_COLUMNS))
 
 
 def _no_hub(flag: str, name: str, hub_id: str, error: Exception) -> str:
-    return (
-        f"{flag} {name}: {hub_id} did not come from the Hugging Face hub ({type(error).__name__}); check the network, "
-        f"or pass {flag} <local folder>"
-    )
+    logger.debug("%s %s", flag, name, exc_info=True)
+    return f"{flag} {name}: {hub_id}: {why_the_hub_failed(error)}, or pass {flag} <local folder>"
 
 
 def _load_nanobeir(flag: str, name: str) -> RetrievalSet:
     try:
         loaded = NanoBEIREvaluator([name]).evaluators[0]
-    except Exception as error:  # datasets and the hub raise many kinds for one cause
+    except Exception as error:  # datasets and the hub's client raise many kinds
+        if is_own(error):
+            raise
         raise UserError(_no_hub(flag, name, "sentence-transformers/NanoBEIR-en", error)) from error
     return RetrievalSet(
         f"Nano{DATASET_NAME_TO_HUMAN_READABLE[name]}",

@@ -1,5 +1,6 @@
 """Labelling texts with a teacher: tokens first, then batches of similar length under a token budget."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,18 @@ from modernbert_small.algebra import unit_vectors
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.tokens import text_tokenizer
-from modernbert_small.run.devices import has_bf16
+from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
 from modernbert_small.run.shards import count_rows, read_table, split_files
 
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+logger = logging.getLogger(__name__)
+
+# Names that models give to their prompts, in the order in which they are looked for.
+PROMPT_NAMES = {
+    "query": ("query", "search_query"),
+    "document": ("document", "passage", "corpus", "search_document"),
+}
 _TEXTS_AT_ONCE = 1024  # an encoding holds some 100 bytes a token, of which 8 are kept
 
 
@@ -128,6 +135,20 @@ def write_shard(
     path.with_suffix(".tmp").replace(path)
 
 
+def text_prompts(teacher: SentenceTransformer) -> dict[str, str]:
+    """The prompt of each kind of text: one with a known name, else the model's default prompt, else none."""
+    prompts = {name: prompt for name, prompt in (teacher.prompts or {}).items() if prompt}
+    default = prompts.get(teacher.default_prompt_name or "", "")
+    found = {
+        kind: next((prompts[name] for name in names if name in prompts), default)
+        for kind, names in PROMPT_NAMES.items()
+    }
+    unused = [name for name, prompt in prompts.items() if prompt not in found.values()]
+    if unused:
+        logger.warning("prompts of the teacher that are not used: %s; used: %s", ", ".join(unused), found)
+    return found
+
+
 class Labeller:
     """A teacher that embeds queries with its query prompt and documents with its document prompt.
 
@@ -158,10 +179,7 @@ class Labeller:
         self.device, self.tokens_per_batch = device, tokens_per_batch
         self.max_seq_length = int(min(teacher.max_seq_length or 512, 8192))
         self.encoder = text_tokenizer(teacher.tokenizer, self.max_seq_length)
-        prompts = {name: prompt for name, prompt in (teacher.prompts or {}).items() if prompt}
-        default = prompts.get(teacher.default_prompt_name or "", "")
-        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), default)
-        self.prompts = {"query": prompts.get("query", default), "document": document}
+        self.prompts = text_prompts(teacher)
         if any(self.prompts.values()) and any(isinstance(m, Pooling) and not m.include_prompt for m in teacher):
             raise UserError(
                 "the teacher's pooling leaves its prompt out, which is not supported; choose another teacher"
@@ -199,7 +217,7 @@ class Labeller:
             rows += [np.array(row.ids, np.int64) for row in encodings]
         return rows
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, rows: Sequence[NDArray[np.int64]], bar: ProgressBar | None = None) -> NDArray[np.float32]:
         """Embeddings (N, D) of tokenised texts, in their order, as the model's last module gives them.
 
@@ -250,18 +268,19 @@ class Labeller:
     def _forward(self, features: dict[str, Any]) -> NDArray[np.float32]:
         """Embeddings (B, D): the encoder in bf16 where there is hardware for it, what follows in float32."""
         encoder, *others = self.model
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
+        with bf16_autocast(self.device):
             features = encoder(features)
         features["token_embeddings"] = features["token_embeddings"].float()
         for module in others:
             features = module(features)
-        return features["sentence_embedding"].cpu().numpy()
+        return features["sentence_embedding"][:, : self.model.truncate_dim].cpu().numpy()
 
     def _features(self, rows: list[NDArray[np.int64]]) -> dict[str, Tensor | int]:
         if self.packed:
             features = packed_features(np.concatenate(rows), np.array([len(row) for row in rows]))
         else:
-            input_ids = np.zeros((len(rows), len(rows[0])), np.int64)
+            padding = self.model.tokenizer.pad_token_id or 0  # RoBERTa's positions are counted past it
+            input_ids = np.full((len(rows), len(rows[0])), padding, np.int64)
             for row, tokens in zip(input_ids, rows, strict=True):
                 row[: len(tokens)] = tokens
             lengths = np.array([len(row) for row in rows])

@@ -244,7 +244,8 @@ def _groups(cu_seq_lens: bytes) -> _Groups:
     to_tokens = np.empty(T, np.int64)
     is_token = to_slots < T
     to_tokens[to_slots[is_token]] = np.flatnonzero(is_token)
-    return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), shapes)
+    with torch.inference_mode(False):  # cached: what is made for an inference may be met again in training
+        return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), shapes)
 
 
 class _Reorder(torch.autograd.Function):

@@ -152,7 +152,7 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> T
         raise UserError(f"tokenizer {name}: expected a fast tokenizer (tokenizer.json)")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
-    copy.enable_truncation(max_seq_length)
+    copy.enable_truncation(max_seq_length, direction=tokenizer.truncation_side)
     copy.encode_special_tokens = True
     return copy
 

@@ -17,7 +17,7 @@ LICENCES = {
 }
 # What describes the model; the rest of a phase's settings says how it was run.
 _RECIPE = {
-    "create_dataset": ("sources", "max_seq_length", "max_rows_per_source", "decontaminate"),
+    "create_dataset": ("sources", "max_seq_length", "max_rows_per_source"),
     "init_model_mlm": (
         "teacher_name_or_path",
         "init",
@@ -98,6 +98,8 @@ describes the model:
 
 {data}
 
+{contamination}
+
 ## Limits
 
 It knows what its corpus and its teacher know, their language and their bias among it; texts beyond {max_seq_length}
@@ -174,6 +176,27 @@ def data_table(corpora: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) if len(lines) > 2 else "The corpus's record was not found when this card was written."
 
 
+def contamination(corpora: Sequence[dict[str, Any]], overlap: dict[str, int]) -> str:
+    """Which evaluation sets were kept out of all corpora, and which of them were met in training all the same.
+
+    Args:
+        corpora: of `read_corpora`.
+        overlap: of `evaluation.overlap`.
+    """
+    kept_out = [set(corpus.get("evaluation_sets_kept_out", ())) for corpus in corpora]
+    names = sorted(set.intersection(*kept_out)) if kept_out else []
+    if names:
+        dropped = sum(counts.get("contaminated", 0) for corpus in corpora for counts in corpus["dropped"].values())
+        note = (
+            f"Texts that equal a query of {', '.join(names)}, or share 13 words in a row with one, were kept out of "
+            f"the corpus: {dropped:,} texts."
+        )
+    else:
+        note = "No evaluation set was kept out of the corpus."
+    met = [f"{count:,} training texts equal a query of {name}" for name, count in overlap.items()]
+    return note + (f" {'; '.join(met)}: these scores say more than is true." if met else "")
+
+
 def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int) -> None:
     """Write README.md for a model folder.
 
@@ -201,5 +224,6 @@ def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int
         steps=record["steps"],
         recipe=recipe(args, records),
         data=data_table(corpora),
+        contamination=contamination(corpora, record["reported_texts_in_training"]),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -36,7 +36,7 @@ _FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
                  "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "local_rank",
-                 "ddp_timeout"}  # fmt: skip
+                 "ddp_timeout", "trust_remote_code", "log_level"}  # fmt: skip
 
 
 @dataclass

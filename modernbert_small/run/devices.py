@@ -20,6 +20,11 @@ def has_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def bf16_autocast(device: torch.device) -> torch.autocast:
+    """A context in which matrix products of float32 models run in bf16, where the hardware has it; else none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
 def peak_memory_bytes() -> int:
     """Peak device memory on CUDA, else the process's peak resident memory."""
     if torch.cuda.is_available():

@@ -1,19 +1,24 @@
-"""Loading by folder or hub id and uploading a finished folder, with errors that say what to do."""
+"""The Hugging Face hub: what its failures mean, and uploading a finished folder."""
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from modernbert_small.run.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_NOT_UPLOADED = ["checkpoint-*", "runs/*", "eval/*", "*.tmp"]
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+# run.json names folders of the machine that it was written on.
+_NOT_UPLOADED = ["checkpoint-*", "runs/*", "eval/*", "*.tmp", "run.json"]
+_TOO_MANY_REQUESTS = 429
+_DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 
 
 @contextmanager
@@ -25,28 +30,68 @@ def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:  # readers and the hub's client raise whatever the layer below did
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # transformers, the hub's client and readers of files raise many kinds
+        if is_own(error):
+            raise
+        logger.debug("%s %s", flag, name_or_path, exc_info=True)
+        if "named model.safetensors" in str(error):
+            raise UserError(
+                f"{flag} {name_or_path}: holds pickled weights alone, which are not read since they can run code; "
+                "convert them to safetensors: https://huggingface.co/docs/safetensors/convert-weights"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{flag} {name_or_path}: brings code of its own, which is not run; read it, and if you trust it pass "
+                "--trust_remote_code"
+            ) from error
         if Path(name_or_path).exists():
-            raise UserError(f"{flag} {name_or_path}: cannot be loaded from this folder: {reason}") from error
+            raise UserError(f"{flag} {name_or_path}: cannot be loaded from this folder: {reason(error)}") from error
+        why = why_the_hub_failed(error)
         raise UserError(
-            f"{flag} {name_or_path}: no such folder here, and the Hugging Face hub did not give it; check the "
-            f"name and the network, or pass {flag} <local folder>"
+            f"{flag} {name_or_path}: no such folder here, and {why}, or pass {flag} <local folder>"
         ) from error
 
 
-def load_tokenizer(flag: str, name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer."""
-    with explain_load_errors(flag, name_or_path):
-        return AutoTokenizer.from_pretrained(name_or_path)
+def is_own(error: Exception) -> bool:
+    """Whether an error is a message for the user already, or a defect in this project's own lines."""
+    if isinstance(error, _DEFECTS):
+        return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
+    return isinstance(error, UserError)
 
 
-def load_config(flag: str, name_or_path: str) -> PreTrainedConfig:
-    """A model's configuration, without its weights."""
-    with explain_load_errors(flag, name_or_path):
-        return AutoConfig.from_pretrained(name_or_path)
+def reason(error: BaseException) -> str:
+    """An error's type and message in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error says that no whole answer came. The hub's client is built on httpx, whose name may change."""
+    if isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError):
+        return True
+    return type(error).__module__.startswith("httpx")
+
+
+def why_the_hub_failed(error: BaseException) -> str:
+    """What the hub said and what to do about it, from an error that its client, transformers or datasets raised."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    # datasets says only in words which of the two it is.
+    said = [str(cause) for cause in causes if type(cause).__name__ == "DatasetNotFoundError"]
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or any("gated" in words for words in said):
+        return "on the Hugging Face hub it is gated; accept its terms on its page there and log in with `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or said:
+        return (
+            "the Hugging Face hub has no such repository, or a private one; check the name, log in with `hf auth login`"
+        )
+    statuses = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
+    if _TOO_MANY_REQUESTS in statuses:
+        return "the Hugging Face hub has had too many requests from here; wait, log in with `hf auth login`"
+    if any(is_of_the_network(cause) for cause in causes):
+        return "the Hugging Face hub cannot be reached; check the network"
+    return f"the Hugging Face hub did not give it ({reason(causes[-1])}); check the name and the network"
 
 
 def prepare_upload(args: Any) -> Callable[[str], None]:
@@ -89,4 +134,7 @@ def _explain_hub_errors(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's client raises whatever the layer below did
-        raise UserError(f"--push_to_hub: {what} ({' '.join(str(error).split())[:200]}); {remedy}") from error
+        if is_own(error):
+            raise
+        logger.debug("--push_to_hub", exc_info=True)
+        raise UserError(f"--push_to_hub: {what} ({reason(error)}); {remedy}") from error

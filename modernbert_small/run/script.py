@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -41,6 +42,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
+    # transformers would send pickled weights, and the user's token, to a service that converts them.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
     signal.signal(signal.SIGTERM, raise_stop)
     signal.signal(signal.SIGINT, raise_stop)
     status = 0

@@ -1,0 +1,42 @@
+"""Training texts that equal what a model is reported on: a score on such a set says more than is true."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet
+from modernbert_small.run.shards import read_table
+
+
+def texts_in_training(
+    files: Sequence[Path], column: str, retrieval: Sequence[RetrievalSet], pairs: Sequence[PairSet]
+) -> dict[str, int]:
+    """How many training texts equal a query, or a sentence of a pair, of each evaluation set.
+
+    Case and blanks do not count. Phase 1 looks closer, for runs of words; this finds a corpus that never met phase 1,
+    or met it without the sets that phase 5 reports on.
+
+    Args:
+        files: Parquet shards of the training texts.
+        column: the texts' column.
+        retrieval, pairs: the evaluation sets.
+
+    Returns:
+        Counts by set, of sets that have any.
+    """
+    reported = {one.name: list(one.queries.values()) for one in retrieval}
+    reported |= {one.name: [*one.first, *one.second] for one in pairs}
+    wanted = {name: _plain(pa.array(texts, pa.large_string())) for name, texts in reported.items()}
+    counts = dict.fromkeys(wanted, 0)
+    for table in read_table(files, [column]):
+        texts = _plain(table[column].cast(pa.large_string()))
+        for name, values in wanted.items():
+            counts[name] += pc.sum(pc.is_in(texts, value_set=values)).as_py() or 0
+    return {name: count for name, count in counts.items() if count}
+
+
+def _plain(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Lower case, one blank between words, none around."""
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(texts), r"\s+", " "))
