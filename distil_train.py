@@ -7,10 +7,10 @@ Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, 
     torchrun --nproc_per_node 4 distil_train.py                                 # four
     python distil_train.py --tokens_per_batch 4096 --eval_datasets <folder>     # a laptop without the hub
 
-The student is the encoder, mean pooling and Normalize; the loss is the mean squared error to the labels.
-Held-out similarity and NanoBEIR are watched, the best checkpoint by held-out similarity is kept, and student
-and teacher are compared at the end. --push_to_hub uploads the finished folder, once, also one that an earlier run
-finished.
+The student is the encoder with mean pooling and Normalize, and the loss is the squared distance to the labels. During
+training the held-out similarity and nDCG@10 on the sets of --eval_datasets are measured, and the checkpoint of the best
+held-out similarity is kept. At the end, student and teacher are compared. --push_to_hub uploads the finished folder
+once; it also uploads a folder that an earlier run finished.
 """
 
 import logging
@@ -22,13 +22,16 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
-from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels
+from modernbert_small.distil.alignment import align
+from modernbert_small.distil.labels import DistillationDataset, load_labels
+from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
 from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
-from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, use_packed_attention
+from modernbert_small.packed.arguments import PackedTrainingArguments
+from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.packed.trainer import last_evaluation, require_context, resolve_hardware, train, training_problems
+from modernbert_small.packed.trainer import last_evaluation, require_context, train
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import RUN_FILE, begin, read_run
@@ -44,56 +47,40 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DistilTrainArguments(SentenceTransformerTrainingArguments):
-    """Settings of phase 5; the rest are sentence-transformers' and transformers' training arguments."""
+class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingArguments):
+    """Settings of phase 5; phase 3 shares PackedTrainingArguments, and the rest are sentence-transformers'."""
 
     model_name_or_path: str = field(default="checkpoints/mlm", metadata={"help": "phase 3's student"})
     teacher_name_or_path: str = field(
-        default="checkpoints/teacher", metadata={"help": "phase 4's reduced teacher, compared with at the end"}
+        default="checkpoints/teacher",
+        metadata={"help": "phase 4's reduced teacher, with which the student is compared"},
     )
     train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
     output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={"help": "sets to report: NanoBEIR names, folders laid out like it, stsb, files of pairs"},
+        metadata={"help": "sets to report on: NanoBEIR names, folders laid out like it, stsb, files of sentence pairs"},
     )
-    max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer ones are cut"})
     tokens_per_batch: int = field(
-        default=16_384, metadata={"help": "tokens in a batch on each device; small batches distil best (LEAF)"}
-    )
-    attn_implementation: str = field(
-        default="auto", metadata={"help": f"{', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best here"}
+        default=16_384,
+        metadata={
+            "help": "tokens in a batch on each device; at least max_seq_length; small batches distil best (LEAF)"
+        },
     )
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
-    warmup_steps: float = field(default=0.05, metadata={"help": "steps, or below 1 a share of all"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of weights; not of biases and norms"})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast; by default where the hardware has it"})
-    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
-    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch"})
-    eval_steps: float | None = field(default=1000, metadata={"help": "steps between evaluations"})
-    save_steps: float = field(default=1000, metadata={"help": "steps between checkpoints; a killed run resumes there"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep, the best among them"})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
     metric_for_best_model: str | None = field(
-        default="eval_similarity", metadata={"help": "held-out cosine to the labels; reported sets are not chosen on"}
+        default="eval_similarity",
+        metadata={"help": "eval_similarity, the held-out cosine to the labels, or eval_loss; never a reported set"},
     )
     greater_is_better: bool | None = field(
-        default=None, metadata={"help": "of metric_for_best_model; by default unless it is a loss"}
+        default=None, metadata={"help": "whether a greater metric_for_best_model is better; by default not for a loss"}
     )
-    report_to: str | None = field(default="tensorboard", metadata={"help": "transformers' integrations"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder brings"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
-
-    def __post_init__(self) -> None:
-        """Settle what depends on the hardware, then let TrainingArguments check itself."""
-        resolve_hardware(self)
-        super().__post_init__()
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder contains"})
 
     def problems(self) -> list[str]:
-        """What is wrong with these settings, before anything is loaded."""
-        return training_problems(self, ("similarity", "loss"))
+        """Problems with these settings, which are found before anything is loaded."""
+        return self.shared_problems(("similarity", "loss"))
 
 
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
@@ -102,13 +89,16 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
     student = load_mean_pooled(flag, args.model_name_or_path, args.max_seq_length)
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
-        raise UserError(f"{flag} {args.model_name_or_path}: a {encoder.config.model_type}, expected a ModernBERT")
+        raise UserError(
+            f"{flag} {args.model_name_or_path}: the model is a {encoder.config.model_type}, expected a ModernBERT; "
+            "make one with mlm/init_model_mlm.py"
+        )
     require_context(args.max_seq_length, encoder.config)
     if student.get_embedding_dimension() != teacher.get_embedding_dimension():
         raise UserError(
-            f"{flag} {args.model_name_or_path}: {student.get_embedding_dimension()} wide, but the teacher's vectors "
-            f"are {teacher.get_embedding_dimension()}; expected phase 4's reduced teacher, made with --embedding_dim "
-            f"{student.get_embedding_dimension()}"
+            f"{flag} {args.model_name_or_path}: the student is {student.get_embedding_dimension()} wide, but the "
+            f"teacher's vectors are {teacher.get_embedding_dimension()}; expected phase 4's reduced teacher, made with "
+            f"--embedding_dim {student.get_embedding_dimension()}"
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
     use_packed_attention(encoder, args.attn_implementation, args.device)
@@ -116,14 +106,18 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
 
 
 def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
-    """Refuse a reduced teacher that did not make the labels, as far as their record says.
+    """Refuse a reduced teacher that did not make the labels.
+
+    This is not checked for labels without a record of their teacher, nor for a teacher from the hub.
 
     Args:
         args: the settings.
-        teacher: as this run's record describes it; a hub id has no hash.
+        teacher: the teacher as this run's record describes it; one from the hub has no `hash`.
     """
-    made_by = read_run(args.train_file).get("reduced_teacher") if Path(args.train_file, RUN_FILE).exists() else None
-    if made_by and teacher.get("hash", made_by) != made_by:
+    if not Path(args.train_file, RUN_FILE).exists() or "hash" not in teacher:
+        return
+    made_by = read_run(args.train_file).get("reduced_teacher")
+    if made_by is not None and made_by != teacher["hash"]:
         raise UserError(
             f"--teacher_name_or_path {args.teacher_name_or_path}: not the reduced teacher that made the labels in "
             f"{args.train_file}; expected phase 4's --teacher_output_dir of the same run; make both "
@@ -134,11 +128,11 @@ def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
 def warn_of_reported_texts(
     args: DistilTrainArguments, retrieval_sets: list[RetrievalSet], pair_sets: list[PairSet]
 ) -> dict[str, int]:
-    """Say which sets are reported whose queries are training texts; returns how many by set."""
+    """Warn of reported sets whose queries are among the training texts; returns the number of such texts by set."""
     overlap = texts_in_training(split_files(args.train_file, "train"), "sentence", retrieval_sets, pair_sets)
     for name, count in overlap.items():
         logger.warning(
-            "%s training texts equal a query of %s, so its score will say more than is true; keep them out with "
+            "%s training texts equal a query of %s, so its score will be too high; keep them out with "
             "--eval_datasets of phase 1",
             f"{count:,}",
             name,
@@ -147,7 +141,7 @@ def warn_of_reported_texts(
 
 
 def load_data(args: DistilTrainArguments, student: SentenceTransformer, split: str) -> DistillationDataset:
-    """A split's sentences, tokenised, with their labels."""
+    """The texts of one split, tokenised, with their labels."""
     labels = load_labels(args.train_file, split)
     if labels.shape[1] != student.get_embedding_dimension():
         raise UserError(
@@ -166,21 +160,52 @@ def new_trainer(
     heldout: DistillationDataset,
     datasets: list[RetrievalSet],
 ) -> DistillationTrainer:
-    """Sentence-transformers' trainer with MSE, watched on held-out labels and the retrieval sets."""
+    """Sentence-transformers' trainer with MSELoss, which evaluates on held-out labels and on the retrieval sets."""
+    evaluators = [evaluator(dataset) for dataset in datasets]
     return DistillationTrainer(
         model=student,
         args=args,
         train_dataset=train_data,
         eval_dataset=heldout,
         loss=MSELoss(student),
-        evaluator=SequentialEvaluator([evaluator(dataset) for dataset in datasets]) if datasets else None,
+        evaluator=SequentialEvaluator(evaluators) if evaluators else None,
     )
+
+
+def distil(
+    args: DistilTrainArguments, student: SentenceTransformer, retrieval_sets: list[RetrievalSet]
+) -> dict[str, Any]:
+    """Align and train the student, in the folder `args.output_dir`; returns the measurements for run.json."""
+    with first_process_first():
+        train_data = load_data(args, student, "train")
+        heldout = load_data(args, student, "validation")
+    similarity = align(student, train_data, args.tokens_per_batch)
+    logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
+
+    trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
+    measurements = train(trainer, Path(args.output_dir), student[0].auto_model.config)
+    trainer.evaluator = None  # the retrieval sets are measured later, together with the teacher
+    heldout_metrics = last_evaluation(trainer)
+    require_finite(student, "the trained student")
+    return measurements | {
+        "alignment_similarity": similarity,
+        "heldout_similarity": heldout_metrics["eval_similarity"],
+        "rows": {"train": len(train_data), "validation": len(heldout)},
+        "truncated_rows": train_data.store.truncated,
+    }
 
 
 def save(args: DistilTrainArguments, student: SentenceTransformer, folder: Path, record: dict[str, Any]) -> None:
     """Write the final model and its card."""
     student.save_pretrained(str(folder), create_model_card=False)
     write_model_card(folder, args, record, student.get_embedding_dimension())
+
+
+def complete_finished(args: DistilTrainArguments) -> None:
+    """Do what may be missing beside a finished model: its report, if a run was killed before it, and the upload."""
+    if rank() == 0 and not Path(args.output_dir, REPORT_FILE).exists():
+        write_report(args.output_dir)
+    prepare_upload(args)(args.output_dir)
 
 
 def main() -> None:
@@ -190,9 +215,7 @@ def main() -> None:
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     run = begin("distil_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
-        if rank() == 0 and not (Path(output_dir) / REPORT_FILE).exists():  # killed between the model and its report
-            write_report(output_dir)
-        prepare_upload(args)(output_dir)
+        complete_finished(args)
         return
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
@@ -204,35 +227,18 @@ def main() -> None:
     overlap = warn_of_reported_texts(args, retrieval_sets, pair_sets)
     upload = prepare_upload(args)
     run.start()
-    args.output_dir = str(run.folder)
-    with first_process_first():
-        train_data, heldout = (load_data(args, student, split) for split in ("train", "validation"))
-
-    similarity = align(student, train_data, args.tokens_per_batch)
-    logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
-
-    trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
-    measurements = train(trainer, run.folder, student[0].auto_model.config)
-    trainer.evaluator = None  # the sets are compared next, with the teacher beside
-    heldout_metrics = last_evaluation(trainer)
-    require_finite(student, "the trained student")
+    args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
+    measurements = distil(args, student, retrieval_sets)
     if rank() > 0:
         return
     reduced = is_reduced_teacher(args.teacher_name_or_path)
     comparison = account(student, teacher, reduced, retrieval_sets, pair_sets)
-    measurements |= {
-        "alignment_similarity": similarity,
-        "heldout_similarity": heldout_metrics["eval_similarity"],
-        "account": comparison,
-        "rows": {"train": len(train_data), "validation": len(heldout)},
-        "truncated_rows": train_data.store.truncated,
-        "reported_texts_in_training": overlap,
-    }
+    measurements |= {"account": comparison, "reported_texts_in_training": overlap}
     save(args, student, run.folder, measurements)
     run.finish(measurements)
     report = write_report(output_dir)
     print(
-        f"\nheld-out cosine to the labels: {heldout_metrics['eval_similarity']:.4f}\n\n{format_account(comparison)}\n"
+        f"\nheld-out cosine to the labels: {measurements['heldout_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
     upload(output_dir)
     logger.info('wrote %s; look at %s; next, in Python: SentenceTransformer("%s")', output_dir, report, output_dir)

@@ -1,9 +1,10 @@
-"""Building the corpus, both ways.
+"""Building the corpus, the usual way and ours.
 
-Apart from the others, so that the usual way's peak memory does not count torch, which it doesn't need.
+This is a module of its own, so that the usual way's peak memory does not count torch, which it does not need.
 """
 
 import functools
+import itertools
 import json
 import sys
 import time
@@ -14,21 +15,24 @@ from datasets import concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.workload import MAX_SEQ_LENGTH, Measurement, Workload, load_script
+from modernbert_small.run.errors import UserError
 
-LAYOUTS = (("text",), ("query", "positive", "negative", "text_chunk"), ("title", "body"))  # phase 1's
+# The columns of text that phase 1 knows.
+LAYOUTS = (("text",), ("query", "positive", "negative", "text_chunk"), ("title", "body"))
 
 
 def usual(workload: Workload) -> Measurement:
-    """Every text column flattened by datasets.map, shuffled, split, written: no cleaning, chunks or deduplication."""
+    """Flatten every text column with datasets.map, shuffle, split and write, without cleaning or deduplicating."""
     return _usual(workload, chunk=False)
 
 
 def usual_with_chunks(workload: Workload) -> Measurement:
-    """The same, long texts cut where the tokenizer's windows end, as phase 3 needs them."""
+    """The same, with long texts cut where the tokenizer's windows end, since phase 3 needs short texts."""
     return _usual(workload, chunk=True)
 
 
 def _usual(workload: Workload, chunk: bool) -> Measurement:
+    """The usual way, with or without cutting long texts."""
     tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student") if chunk else None
     began = time.perf_counter()
     parts = []
@@ -46,10 +50,12 @@ def _usual(workload: Workload, chunk: bool) -> Measurement:
 
 
 def _flatten(columns: list[str], batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    """All texts of a batch in one column."""
     return {"text": [text for column in columns for text in batch[column]]}
 
 
 def _chunk(tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The texts of a batch, cut to MAX_SEQ_LENGTH tokens."""
     texts = batch["text"]
     windows = tokenizer(
         texts,
@@ -64,7 +70,7 @@ def _chunk(tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[str]]) -> d
 
 
 def ours(workload: Workload) -> Measurement:
-    """Phase 1: the same, cleaned, chunked and deduplicated."""
+    """Phase 1, which also cleans, cuts and deduplicates texts."""
     phase = load_script("mlm/create_dataset.py")
     sys.argv = ["create_dataset.py", "--output_dir", str(workload.scratch / "corpus"), "--validation_rows", "1000"]
     sys.argv += ["--tokenizer_name_or_path", str(workload.folder / "student")]
@@ -77,16 +83,20 @@ def ours(workload: Workload) -> Measurement:
 
 def text_columns(columns: Sequence[str]) -> list[str]:
     """The columns of a source that hold text."""
-    return next(found for layout in LAYOUTS if (found := [column for column in layout if column in columns]))
+    for layout in LAYOUTS:
+        if found := [column for column in layout if column in columns]:
+            return found
+    raise UserError(f"columns {', '.join(columns)}; expected some of {', '.join(itertools.chain(*LAYOUTS))}")
 
 
 def parquet_files(path: str) -> list[str]:
-    """The Parquet files of a source: itself, or those below a folder."""
+    """The Parquet files of a source, which is a file or a folder."""
     return [path] if path.endswith(".parquet") else sorted(map(str, Path(path).rglob("*.parquet")))
 
 
 def _source_tokens(workload: Workload) -> int:
+    """Tokens of the sources, as prepare.py counted them."""
     return json.loads((workload.folder / "source_tokens.json").read_text(encoding="utf-8"))
 
 
-ours_with_chunks = ours  # phase 1 has one way
+ours_with_chunks = ours  # phase 1 always cuts long texts

@@ -1,17 +1,17 @@
-"""What phase 2's initialisations are worth, on a teacher that was trained: a table and a plot.
+"""How much phase 2's initialisations help, measured with a trained teacher: a table and a plot.
 
     python -m benchmarks.guide_ablation --corpus data/corpus
     python -m benchmarks.guide_ablation                                # on this machine's docstrings, offline
 
-A ModernBERT teacher is pre-trained on the corpus with phase 3, about half an hour on two CPU cores. Students of half
-its width and depth start from it in each way and train on the same batches at a constant rate; random ones train
-REACH times as long, so that the others' losses can be read as tokens. Three seeds, which choose the sample, the
-weights that stay random, the order of the rows and the masks. Everything is kept in --work: a killed run goes on.
-Writes guide_ablation.md and guide_ablation.svg into --output_dir.
+A ModernBERT teacher is pre-trained on the corpus with phase 3, which takes about half an hour on two CPU cores.
+Students of half its width and depth start from it in each way and train on the same batches at a constant learning
+rate. Random students train REACH times as long: their loss curve tells how many tokens of training another start saves.
+Each way runs with three seeds, which choose the sample, the weights that stay random, the order of the rows and the
+masks. Teacher and runs are kept in --work, so a killed benchmark goes on where it was. It writes guide_ablation.md and
+guide_ablation.svg into --output_dir.
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import multiprocessing
@@ -21,24 +21,43 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
-from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast, TrainerCallback
+from torch.nn.functional import kl_div, layer_norm, log_softmax
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from benchmarks.prepare import build_corpus, write_docstrings
 from benchmarks.speed import demo_tokenizer, machine
 from benchmarks.training import QUIET, device
 from benchmarks.workload import MLM_PROBABILITY, ROOT, load_script
 from modernbert_small.initialise.agreement import layer_agreement
-from modernbert_small.initialise.all_layers import Parts, transfer_all_layers
-from modernbert_small.initialise.guide import student_config
+from modernbert_small.initialise.all_layers import (
+    Batches,
+    TeacherMoments,
+    choose_layers,
+    cut,
+    fit_head,
+    heal,
+    select_by_output,
+    stream_basis,
+)
+from modernbert_small.initialise.guide import select_uniformly, student_config
+from modernbert_small.initialise.transfer import Init, transfer
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.pretrain.loss import masked_lm_loss
@@ -46,6 +65,7 @@ from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.shards import read_table, split_files
+from modernbert_small.run.tables import markdown_table
 
 SEEDS = (1, 2, 3)
 REACH = 4  # how much longer the random student trains
@@ -57,7 +77,10 @@ SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the experiment. A student has half of its teacher's width, heads and depth, and two thirds of the neurons."""
+    """Sizes of the teacher, and of both trainings in steps and in tokens a batch.
+
+    A student has half of its teacher's width, heads and depth, and two thirds of the neurons.
+    """
 
     vocab_size: int
     width: int
@@ -74,10 +97,16 @@ CUDA = Sizes(16384, 512, 12, 12_000, 32_768, 2000, 16_384)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to start a student. soft: pre-train with the teacher's logits as well."""
+    """A way to start a student and to train it.
 
-    init: str
-    parts: Parts = field(default_factory=Parts)
+    init: `--init` of phase 2.
+    without: the part of all_layers that is left out, none if empty. axes: those of the token embeddings stand in for
+        the stream's. selection: heads and neurons are spread evenly. healing: no weight is refitted.
+    soft: pre-train with the teacher's logits as well.
+    """
+
+    init: Init
+    without: Literal["", "axes", "selection", "healing"] = ""
     soft: bool = False
 
 
@@ -86,15 +115,15 @@ VARIANTS = {
     "embeddings": Variant("embeddings"),
     "guide": Variant("guide"),
     "all_layers": Variant("all_layers"),
-    "all_layers, axes of the embeddings": Variant("all_layers", Parts(stream_basis=False)),
-    "all_layers, heads and neurons evenly": Variant("all_layers", Parts(importance=False)),
-    "all_layers, not healed": Variant("all_layers", Parts(heal=False)),
+    "all_layers, axes of the embeddings": Variant("all_layers", without="axes"),
+    "all_layers, heads and neurons evenly": Variant("all_layers", without="selection"),
+    "all_layers, not healed": Variant("all_layers", without="healing"),
     "all_layers, with soft targets": Variant("all_layers", soft=True),
 }
 
 
 def train_tokenizer(folder: Path, corpus: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer like ModernBERT's, of fewer entries: the decoder would be most of a small model."""
+    """A byte-level BPE tokenizer like ModernBERT's, with fewer entries, or the decoder would dominate a small model."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,7 +145,7 @@ def train_tokenizer(folder: Path, corpus: Path, vocab_size: int) -> PreTrainedTo
 
 
 def make_teacher(work: Path, corpus: Path, sizes: Sizes) -> Path:
-    """A ModernBERT pre-trained by phase 3, which goes on where it was killed and does nothing when it is done."""
+    """Pre-train a ModernBERT with phase 3, which resumes if it was killed and does nothing if it is done."""
     start, trained = work / "random_teacher", work / "teacher"
     if not start.exists():
         tokenizer = train_tokenizer(work / "tokenizer", corpus, sizes.vocab_size)
@@ -155,10 +184,45 @@ def make_teacher(work: Path, corpus: Path, sizes: Sizes) -> Path:
     return trained
 
 
+@torch.no_grad()
+def transfer_without(
+    part: str, student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, batches: Batches
+) -> tuple[Tensor, list[int]]:
+    """`transfer_all_layers` with one part left out, see `Variant`; takes and returns the same."""
+    S, T = student.config, teacher.config
+    kept = choose_layers(T.layer_types, S.layer_types)
+    moments = TeacherMoments(teacher.model)
+    moments.add(batches[::2])
+    of_stream = moments.stream.sum(0)  # (D_T, D_T)
+    if part == "axes":
+        table = teacher.get_input_embeddings().weight.double().cpu()
+        table = layer_norm(table, table.shape[1:])
+        of_stream = table.T @ table
+    P = stream_basis(of_stream, S.hidden_size)
+    selection = select_by_output(teacher, moments, kept, P, S.num_attention_heads, S.intermediate_size)
+    if part == "selection":
+        heads = select_uniformly(T.num_attention_heads, S.num_attention_heads)
+        selection = [(heads, select_uniformly(T.intermediate_size, S.intermediate_size))] * len(kept)
+    cut(student, teacher, kept, P, selection)
+    if part == "healing":
+        features = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+        states_S, states_T = (
+            [model.model(**inputs).last_hidden_state for inputs in features] for model in (student, teacher)
+        )
+    else:
+        states_S, states_T = heal(student.model, teacher.model, batches, kept, P)
+    fit_head(student, teacher, batches, states_S, states_T)
+    return P, kept
+
+
 def start_student(
-    variant: Variant, teacher: ModernBertForMaskedLM, dataset: MaskedLMDataset, tokenizer: Any, seed: int
+    variant: Variant,
+    teacher: ModernBertForMaskedLM,
+    dataset: MaskedLMDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
 ) -> tuple[ModernBertForMaskedLM, dict[str, Any]]:
-    """A student as the variant starts it, and what of the teacher it stands for, as `layer_agreement` takes it."""
+    """A student that the variant initialises, and the arguments with which `layer_agreement` compares it."""
     phase = load_script("mlm/init_model_mlm.py")
     sizes = teacher.config
     args = phase.InitModelArguments(
@@ -173,16 +237,16 @@ def start_student(
     student = phase.new_student(args, sizes, tokenizer)
     for model in (student, teacher):
         use_packed_attention(model.to(device()), "auto", device())
-    if variant.init == "all_layers":
-        batches = sample_batches(dataset, SAMPLE_TOKENS, seed, device())
-        projection, kept = transfer_all_layers(student, teacher, batches, variant.parts)
-    else:
-        _, projection, kept = phase.transfer(args, student, teacher, tokenizer)
-    return student, {"projection": projection, "teacher_layers": kept}
+    batches = sample_batches(dataset, SAMPLE_TOKENS, seed, device()) if variant.init == "all_layers" else ()
+    if variant.without:
+        projection, kept = transfer_without(variant.without, student, teacher, batches)
+        return student, {"projection": projection, "teacher_layers": kept}
+    transferred = transfer(variant.init, student, teacher, batches)
+    return student, {"projection": transferred.projection, "teacher_layers": transferred.teacher_layers}
 
 
 class HeldOutLoss(TrainerCallback):
-    """Held-out losses after some steps, and the seconds of training until then."""
+    """Measures the held-out loss after some steps, and the seconds of training until then."""
 
     def __init__(self, steps: Sequence[int], dataset: MaskedLMDataset, tokens_per_step: float) -> None:
         self.steps, self.dataset, self.tokens_per_step = set(steps), dataset, tokens_per_step
@@ -190,7 +254,7 @@ class HeldOutLoss(TrainerCallback):
         self.seconds, self.resumed = 0.0, time.perf_counter()
 
     def measure(self, model: ModernBertForMaskedLM, step: int) -> None:
-        """Add a point; its own time is left out."""
+        """Add a point to the curve; the time of the measurement itself does not count."""
         self.seconds += time.perf_counter() - self.resumed
         loss = masked_lm_loss(model, self.dataset, HELDOUT_TOKENS, seed=0)
         tokens = round(step * self.tokens_per_step)
@@ -198,22 +262,31 @@ class HeldOutLoss(TrainerCallback):
         model.train()
         self.resumed = time.perf_counter()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self.seconds, self.resumed = 0.0, time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure where it was asked for."""
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: ModernBertForMaskedLM,
+        **kwargs: Any,
+    ) -> None:
+        """Measure if this is one of the steps."""
         if state.global_step in self.steps:
             self.measure(model, state.global_step)
 
 
 def soft_trainer(base: type, teacher: ModernBertForMaskedLM) -> type:
-    """Phase 3's trainer with a loss that is half cross-entropy, half KL to the teacher's logits."""
+    """Phase 3's trainer, with the mean of cross-entropy and the KL divergence from the teacher as its loss."""
     teacher.sparse_prediction = True
 
     class SoftTargets(base):
-        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
             with torch.no_grad():
                 target = log_softmax(teacher(**inputs).logits.float(), -1)
             outputs = model(**inputs)
@@ -224,12 +297,12 @@ def soft_trainer(base: type, teacher: ModernBertForMaskedLM) -> type:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps to measure at: doubling, up to the last."""
+    """Five steps to measure at, each twice the one before, up to the last."""
     return sorted({steps // 2**k for k in range(5)})
 
 
 def run_variant(job: tuple[str, int, Path, Path, Sizes, int]) -> None:
-    """Start, compare, train, measure; written to a file of its own."""
+    """Start one student, compare it with its teacher, train it, and write its record to a file of its own."""
     name, seed, work, corpus, sizes, threads = job
     result = work / "runs" / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.json"
     if result.exists():
@@ -269,7 +342,7 @@ def run_variant(job: tuple[str, int, Path, Path, Sizes, int]) -> None:
     trainer.train()
     teacher_loss = masked_lm_loss(teacher, heldout, HELDOUT_TOKENS, seed=0)
     record = {"variant": name, "seed": seed, "curve": watch.curve, **agreement, "teacher_loss": teacher_loss}
-    write_json(result, {**record, "parts": dataclasses.asdict(variant.parts)})
+    write_json(result, {**record, "without": variant.without})
 
 
 def read_runs(work: Path) -> dict[str, list[dict[str, Any]]]:
@@ -279,25 +352,25 @@ def read_runs(work: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def losses(runs: Sequence[dict[str, Any]]) -> tuple[list[int], np.ndarray]:
-    """Tokens (P,) and held-out losses (seeds, P) of one variant."""
+    """Tokens (P,) and held-out losses (seeds, P) of one variant at P points of the curve."""
     tokens = [point["tokens"] for point in runs[0]["curve"]]
     return tokens, np.array([[point["loss"] for point in run["curve"]] for run in runs])
 
 
 def tokens_of_random(loss: float, tokens: Sequence[int], curve: np.ndarray) -> str:
-    """How many tokens the random student needs to come to a loss, between its points; the mean curve falls."""
+    """The tokens that the random student needs to reach a loss, interpolated on its falling curve (P,)."""
     if loss < curve[-1]:
         return f"> {tokens[-1] / 1e6:.2f} M"
     return f"{float(np.interp(-loss, -curve, tokens)) / 1e6:.2f} M"
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Losses by tokens, agreement, and worth in tokens; means over seeds and their standard deviation."""
+    """Losses by tokens with their standard deviation over seeds, mean CKA, and the tokens that random students need."""
     tokens, _ = losses(runs["embeddings"])
     shown = (0, 1, len(tokens) // 2, len(tokens) - 1)
     random_tokens, random_losses = losses(runs["random"])
     header = ["", *(f"{tokens[index] / 1e6:.2f} M tokens" for index in shown), "CKA", "worth in tokens", "seconds"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows = [header]
     for name, of_variant in runs.items():
         at, values = losses(of_variant)
         columns = [at.index(tokens[index]) for index in shown]
@@ -305,26 +378,26 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         cka = statistics.mean(statistics.mean(run["cka"]) for run in of_variant)
         worth = tokens_of_random(values[:, columns[-1]].mean(), random_tokens, random_losses.mean(0))
         seconds = statistics.median(run["curve"][columns[-1]]["seconds"] for run in of_variant)
-        lines.append([name, *cells, f"{cka:.3f}", "" if name == "random" else worth, f"{seconds:.0f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([name, *cells, f"{cka:.3f}", "" if name == "random" else worth, f"{seconds:.0f}"])
+    return markdown_table(rows)
 
 
 def agreement_table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """CKA and explained variance by layer, the mean over seeds."""
+    """CKA and explained variance by layer, averaged over seeds."""
     n_layers = len(runs["guide"][0]["cka"])
-    lines = [["", *(f"layer {index}" for index in range(n_layers))], ["---", *["---:"] * n_layers]]
+    rows = [["", *(f"layer {index}" for index in range(n_layers))]]
     for name, of_variant in runs.items():
         cells = []
         for index in range(n_layers):
             cka = statistics.mean(run["cka"][index] for run in of_variant)
             shares = [run["explained_variance"] and run["explained_variance"][index] for run in of_variant]
             cells.append(f"{cka:.3f}" + ("" if shares[0] is None else f" ({100 * statistics.mean(shares):.0f} %)"))
-        lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([name, *cells])
+    return markdown_table(rows)
 
 
 def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Held-out loss over tokens."""
+    """Draw held-out loss over tokens, one line for each variant, into an SVG file."""
     import matplotlib.pyplot as plt  # only this benchmark draws
 
     plt.rcParams["svg.hashsalt"] = "guide"
@@ -341,11 +414,13 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Corpus, teacher, runs, table, plot."""
+    """Make the corpus and the teacher, run all variants, write table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="phase 1's output; default: this machine's docstrings")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results/guide"), help="teacher and runs, kept")
-    parser.add_argument("--output_dir", type=Path, default=Path("docs"), help="of guide_ablation.md and .svg")
+    parser.add_argument(
+        "--work", type=Path, default=Path("benchmarks/results/guide"), help="folder for teacher and runs"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("docs"), help="folder for guide_ablation.md and .svg")
     args = parser.parse_args()
     cuda = device().type == "cuda"
     sizes = CUDA if cuda else CPU

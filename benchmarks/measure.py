@@ -1,6 +1,7 @@
-"""One measurement in a process of its own, so that its peak memory is its own. Run by speed.py.
+"""One measurement of speed.py, in a process of its own so that its peak memory is its own.
 
-On its own, from the root of the repository, with a folder that prepare.py wrote:
+speed.py runs this. To run it alone, from the root of the repository, with a folder that prepare.py wrote:
+
     python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 4 --rows 64 --result r.json
 """
 
@@ -18,9 +19,16 @@ logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefm
 
 
 def peak_bytes(cuda: bool) -> int:
-    """Peak of the device's memory on CUDA if torch was used, else of this process and its largest child."""
+    """Peak memory so far, in bytes.
+
+    Args:
+        cuda: whether to return the GPU's memory, if torch used any.
+
+    Returns:
+        The peak of the GPU's allocated memory, or else of the resident memory of this process or its largest child.
+    """
     if cuda and "torch" in sys.modules:
-        import torch  # it is there already
+        import torch  # no cost, it was imported before
 
         if torch.cuda.max_memory_allocated():
             return torch.cuda.max_memory_allocated()
@@ -29,16 +37,16 @@ def peak_bytes(cuda: bool) -> int:
 
 
 def main() -> None:
-    """Run it and write the measurement as JSON."""
+    """Run one measurement and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=("usual", "ours"))
-    parser.add_argument("what")
-    parser.add_argument("--folder", type=Path, required=True, help="prepare.py's")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder to write into")
+    parser.add_argument("side", choices=("usual", "ours"), help="which way of doing it")
+    parser.add_argument("what", help="what to measure, see speed.py: mlm, labels, distillation, data_path, corpus, ...")
+    parser.add_argument("--folder", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--scratch", type=Path, required=True, help="empty folder to write into")
     parser.add_argument("--first", type=int, required=True, help="first row of the corpus to run on")
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--result", type=Path, required=True, help="file to write")
-    parser.add_argument("--cuda", action="store_true", help="a GPU's batch sizes, and its memory")
+    parser.add_argument("--rows", type=int, required=True, help="number of rows to run on")
+    parser.add_argument("--result", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--cuda", action="store_true", help="use a GPU's batch sizes, and measure its memory")
     args = parser.parse_args()
     workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda)
     if args.what.startswith("corpus"):

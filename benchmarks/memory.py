@@ -1,14 +1,15 @@
-"""Peak memory of all five phases as the corpus grows tenfold: it should stay flat.
+"""Peak memory of all five phases on a corpus and on one ten times as large; it should be about the same.
 
-    python -m benchmarks.memory --tokenizer <folder>                          # 0.2 million rows, then two
+    python -m benchmarks.memory --tokenizer <folder>                          # 0.2 million rows, then 2 million
     python -m benchmarks.memory --tokenizer <folder> --millions 0.5 5 --phases create_dataset
 
-Makes Parquet of that many short, different rows of made-up English on disk, a row group at a time, and runs the
-scripts on it with a tiny teacher and student of random weights, phases 3 and 5 for some steps. What grows with the
-rows shows; what models and batches take is not the point. Some three minutes a million rows on one core.
+The corpus consists of short, made-up texts that are written to Parquet a row group at a time. The scripts run on it
+with a tiny teacher and student of random weights; phases 3 and 5 train for a few steps. So the measurement shows the
+memory that grows with the rows, not that of models and batches. A million rows take about three minutes on one core.
 """
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -30,23 +31,26 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.recipe import SECTIONS
 from modernbert_small.run.script import run_script
+from modernbert_small.run.tables import markdown_table
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS_PER_GROUP = 50_000
-WORDS_OF_TEXT = (4, 60)
-DUPLICATES = 0.1  # share of rows that repeat another, as queries and passages of MS MARCO do
+WORDS_OF_TEXT = (4, 60)  # fewest, and one more than the most
+DUPLICATES = 0.1  # share of rows that repeat another row, as in MS MARCO
 STEPS = 50
-ALLOWED_GROWTH = 1.25  # buffers fill, and memory-mapped files count as resident while there is room
+ALLOWED_GROWTH = 1.25  # buffers fill up, and memory-mapped files count as resident while there is free memory
 
 
 def prepare(folder: Path, rows: int, tokenizer: str) -> None:
-    """made.parquet and teacher in a folder."""
+    """Write made.parquet and teacher into a folder."""
     write_source(folder / "made.parquet", rows)
     make_teacher(folder / "teacher", tokenizer)
 
 
 def made_up_words(rng: np.random.Generator, count: int) -> list[str]:
-    """Words of one to four syllables."""
+    """Random words of one to four syllables; some are equal."""
     onsets, vowels, codas = [*"bcdfghjklmnprstvwz", "st", "tr", "pl", ""], [*"aeiou"], [*"nrsl", ""]
     return [
         "".join(rng.choice(onsets) + rng.choice(vowels) + rng.choice(codas) for _ in range(rng.integers(1, 5)))
@@ -55,7 +59,13 @@ def made_up_words(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def made_up_texts(rng: np.random.Generator, words: Sequence[str], rows: int) -> list[str]:
-    """Texts of words as frequent as words are (Zipf), one in ten a repeat."""
+    """Random texts, some of which repeat another.
+
+    Args:
+        rng: source of randomness.
+        words: the most frequent first; frequencies follow Zipf's law, as in real text.
+        rows: number of texts.
+    """
     lengths = rng.integers(*WORDS_OF_TEXT, rows)
     drawn = rng.zipf(1.2, int(lengths.sum())) % len(words)
     ends = np.cumsum(lengths)
@@ -69,7 +79,7 @@ def made_up_texts(rng: np.random.Generator, words: Sequence[str], rows: int) -> 
 
 
 def write_source(path: Path, rows: int) -> None:
-    """A Parquet file of one column `text`."""
+    """Write a Parquet file with one column, `text`."""
     rng = np.random.default_rng(0)
     words = made_up_words(rng, 20_000)
     with pq.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="zstd") as writer:
@@ -79,7 +89,7 @@ def write_source(path: Path, rows: int) -> None:
 
 
 def make_teacher(folder: Path, tokenizer: str) -> None:
-    """A tiny embedding model of random weights."""
+    """Write a tiny embedding model with random weights."""
     torch.manual_seed(0)
     backend = load_tokenizer("--tokenizer", tokenizer)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -90,7 +100,7 @@ def make_teacher(folder: Path, tokenizer: str) -> None:
 
 
 def commands(folder: Path, tokenizer: str) -> dict[str, list[str]]:
-    """The five scripts on a folder that holds made.parquet and teacher."""
+    """The commands of the five scripts, by phase, for a folder that holds made.parquet and teacher."""
     sizes = "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 16"
     training = f"--max_seq_length 128 --tokens_per_batch 4096 --max_steps {STEPS} --report_to none"
     lines = {
@@ -110,7 +120,14 @@ def commands(folder: Path, tokenizer: str) -> dict[str, list[str]]:
 
 
 def run_phase(command: list[str]) -> tuple[float, float]:
-    """Seconds, and peak resident memory in GiB."""
+    """Run a script and measure it.
+
+    Returns:
+        Seconds, and peak resident memory in GiB.
+
+    Raises:
+        UserError: the script failed.
+    """
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -119,33 +136,49 @@ def run_phase(command: list[str]) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(f"{' '.join(command)} failed with {process.returncode}: {errors[-500:]}")
+        raise UserError(f"{' '.join(command)} failed with exit status {process.returncode}: {errors[-500:]}")
     return time.monotonic() - began, usage.ru_maxrss / 2**20
 
 
+def measure(rows: int, tokenizer: str, phases: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Seconds and peak GiB of phases on a corpus of made-up rows; each is logged when it is known."""
+    measured = {}
+    with tempfile.TemporaryDirectory(prefix="memory-") as name:
+        # A child's peak counts what its parent held when the child was started, so the corpus is made in a process of
+        # its own.
+        maker = f"from benchmarks.memory import *; prepare(Path({name!r}), {rows}, {tokenizer!r})"
+        subprocess.run([sys.executable, "-c", maker], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+        for phase, command in commands(Path(name), tokenizer).items():
+            if phase in phases:
+                seconds, peak = measured[phase] = run_phase(command)
+                logger.info("%s, %s rows: %.0f s, %.2f GiB", phase, f"{rows:,}", seconds, peak)
+    return measured
+
+
 def main() -> None:
-    """Make, run, report; an error if a phase's peak grows."""
+    """Measure the phases on two corpora; the command fails if the peak memory of one grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, nargs=2, default=[0.2, 2], help="rows of the two corpora")
+    parser.add_argument(
+        "--millions", type=float, nargs=2, default=[0.2, 2], help="rows of the two corpora in millions; default: 0.2 2"
+    )
     parser.add_argument("--tokenizer", default="answerdotai/ModernBERT-base", help="folder or hub id")
-    parser.add_argument("--phases", nargs="+", default=SECTIONS, choices=SECTIONS, help="the first ones, in order")
+    parser.add_argument(
+        "--phases", nargs="+", default=SECTIONS, choices=SECTIONS, help="phases to run, from the first on without gaps"
+    )
     args = parser.parse_args()
-    peaks: dict[str, list[float]] = {phase: [] for phase in args.phases}
-    print("| phase | rows | seconds | peak GiB |\n| --- | ---: | ---: | ---: |")
-    for millions in args.millions:
-        with tempfile.TemporaryDirectory(prefix="memory-") as name:
-            folder, rows = Path(name), round(millions * 1e6)
-            # In a process of its own: a child's peak counts what its parent held when it was started.
-            maker = f"from benchmarks.memory import *; prepare(Path({name!r}), {rows}, {args.tokenizer!r})"
-            subprocess.run([sys.executable, "-c", maker], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
-            for phase, command in commands(folder, args.tokenizer).items():
-                if phase in args.phases:
-                    seconds, peak = run_phase(command)
-                    peaks[phase].append(peak)
-                    print(f"| {phase} | {rows:,} | {seconds:.0f} | {peak:.2f} |", flush=True)
-    grown = [phase for phase, (before, after) in peaks.items() if after > before * ALLOWED_GROWTH]
+    sizes = [round(millions * 1e6) for millions in args.millions]
+    small, large = (measure(rows, args.tokenizer, args.phases) for rows in sizes)
+    table = [["phase", "rows", "seconds", "peak GiB"]]
+    for rows, measured in zip(sizes, (small, large), strict=True):
+        for phase, (seconds, peak) in measured.items():
+            table.append([phase, f"{rows:,}", f"{seconds:.0f}", f"{peak:.2f}"])
+    print(markdown_table(table))
+    grown = [phase for phase in small if large[phase][1] > small[phase][1] * ALLOWED_GROWTH]
     if grown:
-        raise UserError(f"more than {ALLOWED_GROWTH} times the memory for more rows: {', '.join(grown)}")
+        raise UserError(
+            f"{', '.join(grown)}: more than {ALLOWED_GROWTH} times the memory for more rows; expected memory that does "
+            "not depend on the number of rows"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Our way: the phases' own classes, on the same rows as `usual`."""
+"""Our way: the classes of the phases themselves, on the same rows as in `usual`."""
 
 import time
-from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.training import QUIET, Stopwatch, device, synchronise
 from benchmarks.workload import (
@@ -16,7 +16,7 @@ from benchmarks.workload import (
     Workload,
     load_script,
 )
-from modernbert_small.distil.trainer import DistillationDataset, load_labels
+from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import PackedLoader, PackedSampler
@@ -27,7 +27,7 @@ from modernbert_small.run.shards import read_table, split_files
 
 
 def mlm(workload: Workload) -> Measurement:
-    """Phase 3: packed, masked batches; logits at hidden tokens."""
+    """Phase 3: packed, masked batches, and logits of the masked tokens alone."""
     phase = load_script("mlm/pre_train.py")
     args = phase.PreTrainArguments(
         model_name_or_path=str(workload.folder / "student"),
@@ -50,7 +50,7 @@ def mlm(workload: Workload) -> Measurement:
 
 
 def labels(workload: Workload) -> Measurement:
-    """Phase 4: tokenised, then batches of similar length under a token budget."""
+    """Phase 4: texts are tokenised, then embedded in batches of similar length that hold about equally many tokens."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"))
     labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto")
     positions = Positions(teacher[0].auto_model)
@@ -71,7 +71,7 @@ def labels(workload: Workload) -> Measurement:
 
 
 def distillation(workload: Workload) -> Measurement:
-    """Phase 5: packed batches, memory-mapped labels."""
+    """Phase 5: packed batches and memory-mapped labels."""
     phase = load_script("distil_train.py")
     args = phase.DistilTrainArguments(
         output_dir=str(workload.scratch),
@@ -95,7 +95,7 @@ def distillation(workload: Workload) -> Measurement:
 
 
 def data_path(workload: Workload) -> Measurement:
-    """Batches of distillation alone: token store and memory-mapped labels."""
+    """The batches of distillation without the model: from a token store and memory-mapped labels."""
     tokenizer = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
 
     def fetch(warm_up: bool) -> tuple[float, int, int]:
@@ -113,16 +113,17 @@ def data_path(workload: Workload) -> Measurement:
 
 
 def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
-    """The measurement's rows of a store, memory-mapped as the whole is."""
+    """The rows of a store that are measured, memory-mapped like the whole store."""
     first, last = workload.slice(warm_up)
     offsets = store.offsets[first : last + 1]
     return TokenStore(store.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], 0)
 
 
-def _distillation_rows(workload: Workload, tokenizer: Any, warm_up: bool) -> DistillationDataset:
+def _distillation_rows(workload: Workload, tokenizer: PreTrainedTokenizerBase, warm_up: bool) -> DistillationDataset:
+    """The texts that are measured, with their labels."""
     store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, MAX_SEQ_LENGTH)
     first, last = workload.slice(warm_up)
-    labels_ = load_labels(workload.folder / "distil", "train")[first:last]
-    assert labels_.dtype == np.float16
-    assert labels_.shape[1] == STUDENT_WIDTH
-    return DistillationDataset(_rows(store, workload, warm_up), labels_)
+    vectors = load_labels(workload.folder / "distil", "train")[first:last]
+    assert vectors.dtype == np.float16
+    assert vectors.shape[1] == STUDENT_WIDTH
+    return DistillationDataset(_rows(store, workload, warm_up), vectors)

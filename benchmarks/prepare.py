@@ -1,8 +1,9 @@
-"""What all measurements run on: raw source, corpus, labels, a student and a teacher with random weights.
+"""Prepare what all measurements of speed.py run on.
 
     python -m benchmarks.prepare --folder /tmp/bench --tokenizer <folder> --rows 10000
 
-speed.py runs this in a process of its own. Speed doesn't depend on what the weights and labels are.
+Out: raw sources, a corpus, labels, a student and a teacher. Weights and labels are random, since speed does not depend
+on them. speed.py runs this in a process of its own.
 """
 
 import argparse
@@ -37,7 +38,16 @@ logger = logging.getLogger(__name__)
 
 
 def write_sources(folder: Path, given: list[str] | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Note the sources, docstrings if none are given, and their tokens; returns name -> path."""
+    """Write down the sources and how many tokens they have.
+
+    Args:
+        folder: gets sources.json and source_tokens.json, and the docstrings if they are the source.
+        given: NAME=PATH of each source; None takes this machine's docstrings.
+        tokenizer: for counting.
+
+    Returns:
+        Paths by name.
+    """
     sources = dict(source.split("=", 1) for source in given or ())
     if not sources:
         sources = {"docstrings": str(folder / "source" / "docstrings.parquet")}
@@ -49,17 +59,20 @@ def write_sources(folder: Path, given: list[str] | None, tokenizer: PreTrainedTo
 
 
 def write_docstrings(path: Path) -> None:
-    """This machine's docstrings as they are in the files, columns `title` and `body`."""
+    """Write this machine's docstrings, as they are in the source files, in the columns `title` and `body`."""
     path.parent.mkdir(parents=True)
     with ProcessPoolExecutor() as pool:
         pairs = [pair for pairs in pool.map(read_docstrings, python_files(), chunksize=64) for pair in pairs or ()]
-    # What a string literal may hold and UTF-8 may not: lone surrogates.
+    # A Python string may hold lone surrogates, which UTF-8 cannot encode.
     titles, bodies = ([text.encode(errors="replace").decode() for text in texts] for texts in zip(*pairs, strict=True))
     pq.write_table(pa.table({"title": titles, "body": bodies}), path)
 
 
 def count_source_tokens(sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of all texts of the sources, from the tokens per character of each column's first 2,000."""
+    """Estimate the tokens of all texts of the sources.
+
+    The first 2,000 texts of each column are tokenised; the others are assumed to have as many tokens per character.
+    """
     total = 0.0
     backend = text_tokenizer(tokenizer, 1 << 20)
     for path in itertools.chain.from_iterable(map(parquet_files, sources.values())):
@@ -74,7 +87,7 @@ def count_source_tokens(sources: dict[str, str], tokenizer: PreTrainedTokenizerB
 
 
 def build_corpus(folder: Path, sources: dict[str, str], tokenizer: str) -> None:
-    """Phase 1 on the sources."""
+    """Run phase 1 on the sources."""
     command = [sys.executable, str(ROOT / "mlm" / "create_dataset.py"), "--output_dir", str(folder)]
     command += ["--tokenizer_name_or_path", tokenizer, "--max_seq_length", str(MAX_SEQ_LENGTH)]
     command += ["--validation_rows", "100", "--sources", *(f"{name}={path}" for name, path in sources.items())]
@@ -82,21 +95,24 @@ def build_corpus(folder: Path, sources: dict[str, str], tokenizer: str) -> None:
 
 
 def take_rows(corpus: Path, rows: int) -> pa.Table:
-    """The first rows of a corpus, which lies in random order.
+    """The first rows of a corpus; phase 1 has shuffled them.
 
     Raises:
-        UserError: it has fewer.
+        UserError: the corpus has fewer rows.
     """
     tables: list[pa.Table] = []
     for table in read_table(split_files(corpus, "train", "--corpus"), ("text", "source", "kind")):
         tables.append(table)
         if sum(map(len, tables)) >= rows:
             return pa.concat_tables(tables).slice(0, rows)
-    raise UserError(f"--corpus {corpus}: {sum(map(len, tables))} rows, but the measurements need {rows}")
+    raise UserError(
+        f"--corpus {corpus}: {sum(map(len, tables))} rows, but the measurements need {rows}; use fewer rows or a "
+        "larger corpus"
+    )
 
 
 def write_data(folder: Path, texts: pa.Table) -> None:
-    """The rows as phase 1's corpus and as phase 4's labelled data."""
+    """Write rows as phase 1's corpus and, with random labels, as phase 4's data."""
     labels = np.random.default_rng(0).standard_normal((len(texts), STUDENT_WIDTH), np.float32)
     labels /= np.linalg.norm(labels, axis=1, keepdims=True)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.astype(np.float16).ravel()), STUDENT_WIDTH)
@@ -108,7 +124,13 @@ def write_data(folder: Path, texts: pa.Table) -> None:
 
 
 def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_layers: int) -> None:
-    """The student's full shape, and a teacher of ModernBERT-base's, cut to some layers."""
+    """Write a student and a teacher with random weights.
+
+    Args:
+        folder: gets `student`, `encoder` and `teacher`.
+        tokenizer: of both models.
+        teacher_layers: how many layers of ModernBERT-base's size the teacher has.
+    """
     torch.manual_seed(0)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
     special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
@@ -138,15 +160,17 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_layer
 
 
 def main() -> None:
-    """Sources, corpus, data and models into one folder."""
+    """Write sources, corpus, data and models into one folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id")
-    parser.add_argument("--rows", type=int, required=True, help="rows of the corpus that are measured on")
-    parser.add_argument("--sources", nargs="*", help="NAME=PATH of Parquet as phase 1 takes it; default: docstrings")
-    parser.add_argument("--corpus", type=Path, help="phase 1's output; default: made of the sources")
-    parser.add_argument("--no_sources", action="store_true", help="sources are not measured on: only made if needed")
-    parser.add_argument("--teacher_layers", type=int, default=4, help="of ModernBERT-base's 22")
+    parser.add_argument("--rows", type=int, required=True, help="rows of the corpus to measure on")
+    parser.add_argument("--sources", nargs="*", help="NAME=PATH of Parquet, as phase 1 reads it; default: docstrings")
+    parser.add_argument("--corpus", type=Path, help="phase 1's output; default: one made of the sources")
+    parser.add_argument(
+        "--no_sources", action="store_true", help="with --corpus, make no sources; building a corpus cannot be measured"
+    )
+    parser.add_argument("--teacher_layers", type=int, default=4, help="layers of the teacher; ModernBERT-base has 22")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     tokenizer = load_tokenizer("--tokenizer", args.tokenizer)

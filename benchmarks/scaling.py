@@ -1,12 +1,12 @@
-"""One step of phases 3, 4 and 5 against what the device can do: by length of the rows and by tokens a batch.
+"""The speed of one step of phases 3, 4 and 5, by the length of the rows and by the number of tokens in a batch.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --teacher_layers 22 --lengths 512 --tokens_per_batch 65536
 
-Rows of random tokens: what a step costs does not depend on what they are. Utilisation is counted FLOPs
-(`modernbert_small/packed/flops.py`) over the rate of a large matrix product in the same precision, measured first.
-Traffic is what the step's operators read and write, each for itself, in a pass of its own; a compiled or
-fused step moves less. Writes scaling.md into --output_dir.
+Rows hold random tokens, since the cost of a step does not depend on what the tokens are. Utilisation is the counted
+FLOP/s (`modernbert_small/packed/flops.py`) over the rate of a large matrix product in the same precision, which is
+measured first. Traffic is the sum of what each operator of a step reads and writes. It is counted in a step that is
+not timed, and a compiled or fused step moves less. Writes scaling.md into --output_dir.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn.functional import mse_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,6 +37,7 @@ from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import IGNORED
+from modernbert_small.run.tables import markdown_table
 
 PHASES = ("mlm", "labels", "distillation")
 MASK_ID = 4
@@ -42,7 +45,16 @@ MASK_ID = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """One step: median seconds, counted FLOPs of a token, bytes that its operators touch for a token."""
+    """What one step costs.
+
+    Attributes:
+        phase: one of PHASES.
+        length: tokens of each row.
+        tokens: in the batch.
+        seconds: median over the timed steps.
+        flops_per_token: counted, forward and backward.
+        bytes_per_token: what the step's operators read and write.
+    """
 
     phase: str
     length: int
@@ -52,7 +64,11 @@ class Cost:
     bytes_per_token: float
 
     def cells(self, rate: float) -> list[str]:
-        """A row of the table, given the matrix product's FLOP/s."""
+        """A row of the table.
+
+        Args:
+            rate: FLOP/s of the large matrix product.
+        """
         speed = self.tokens / self.seconds
         return [
             self.phase,
@@ -66,14 +82,20 @@ class Cost:
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of every operator's tensors, in and out; views cost nothing."""
+    """Adds up the bytes that operators read and write; views cost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called for every operator."""
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Count one operator; PyTorch calls this for each."""
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
@@ -82,14 +104,16 @@ class Traffic(TorchDispatchMode):
 
 
 def matrix_product_rate(repeats: int = 10) -> float:
-    """FLOP/s of a large square product in the precision of training, the best of some."""
+    """FLOP/s of a product of two large square matrices in the precision of training, the best of `repeats` times."""
     size = 8192 if device().type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device()).to(torch.bfloat16 if bf16() else torch.float32) for _ in "ab")
+    dtype = torch.bfloat16 if bf16() else torch.float32
+    a = torch.randn(size, size, device=device()).to(dtype)
+    b = torch.randn(size, size, device=device()).to(dtype)
     return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(repeats))
 
 
-def seconds_of(step: Callable[[], Any]) -> float:
-    """Of one call, the device's work included."""
+def seconds_of(step: Callable[[], object]) -> float:
+    """The seconds of one call, including the device's work."""
     synchronise()
     began = time.perf_counter()
     step()
@@ -98,7 +122,7 @@ def seconds_of(step: Callable[[], Any]) -> float:
 
 
 def config(width: int, layers: int, neurons: int) -> ModernBertConfig:
-    """A ModernBERT of heads of 64."""
+    """A ModernBERT whose heads are 64 wide."""
     special = dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), 0)
     return ModernBertConfig(
         vocab_size=VOCAB_SIZE,
@@ -112,14 +136,14 @@ def config(width: int, layers: int, neurons: int) -> ModernBertConfig:
 
 
 def batch(length: int, tokens: int, seed: int) -> dict[str, Any]:
-    """Packed rows of one length, on the device."""
+    """Packed rows of random tokens, all of one length, on the device."""
     ids: NDArray[np.int64] = np.random.default_rng(seed).integers(5, 50_000, tokens // length * length)
     features = packed_features(ids, np.full(tokens // length, length))
     return {name: x.to(device()) if isinstance(x, Tensor) else x for name, x in features.items()}
 
 
 class Steps:
-    """The three phases' models and one step of each."""
+    """The models of the three phases, and one step of each phase."""
 
     def __init__(self, teacher_layers: int) -> None:
         torch.manual_seed(0)
@@ -138,7 +162,7 @@ class Steps:
             self.optimizers[phase] = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step(self, phase: str, inputs: dict[str, Any]) -> None:
-        """Forward, and for the phases that train backward and AdamW."""
+        """Forward; for the phases that train, backward and AdamW too."""
         with torch.autocast(device().type, torch.bfloat16, enabled=bf16()):
             if phase == "labels":
                 with torch.inference_mode():
@@ -150,43 +174,59 @@ class Steps:
         self.optimizers[phase].zero_grad()
 
     def _mlm_loss(self, inputs: dict[str, Any]) -> Tensor:
+        """The loss of a batch of which three in ten tokens are masked."""
         ids = inputs["input_ids"]
-        hidden = torch.arange(ids.shape[1], device=ids.device) % 10 < 10 * MLM_PROBABILITY
-        masked = {**inputs, "input_ids": ids.masked_fill(hidden, MASK_ID)}
-        return self.models["mlm"](**masked, labels=ids.masked_fill(~hidden, IGNORED)).loss
+        is_masked = torch.arange(ids.shape[1], device=ids.device) % 10 < 10 * MLM_PROBABILITY
+        masked = {**inputs, "input_ids": ids.masked_fill(is_masked, MASK_ID)}
+        return self.models["mlm"](**masked, labels=ids.masked_fill(~is_masked, IGNORED)).loss
 
     def _distillation_loss(self, inputs: dict[str, Any]) -> Tensor:
+        """The mean squared error to labels of zeros."""
         states = self.models["distillation"](**inputs).last_hidden_state
         vectors = states.view(-1, inputs["max_length_q"], STUDENT_WIDTH).float().mean(1)
         return mse_loss(torch.nn.functional.normalize(vectors), torch.zeros_like(vectors))
 
     def cost(self, phase: str, length: int, tokens: int, repeats: int) -> Cost:
-        """Measure one size, after a warm-up in which the traffic is counted."""
+        """Measure one size, after one step in which the traffic is counted.
+
+        Args:
+            phase: one of PHASES.
+            length: tokens of each row.
+            tokens: about as many in the batch.
+            repeats: number of timed steps.
+        """
         batches = [batch(length, tokens, seed) for seed in range(repeats + 1)]
         with Traffic() as traffic:
             self.step(phase, batches[0])
-        seconds = statistics.median(seconds_of(lambda one=one: self.step(phase, one)) for one in batches[1:])  # type: ignore[misc]
+        seconds = statistics.median(seconds_of(partial(self.step, phase, inputs)) for inputs in batches[1:])
         tokens = batches[0]["input_ids"].numel()
         share = MLM_PROBABILITY if phase == "mlm" else 0.0
         flops = training_flops_per_token(self.models[phase].config, np.array([length]), share)
-        return Cost(phase, length, tokens, seconds, flops / (3 if phase == "labels" else 1), traffic.bytes / tokens)
+        if phase == "labels":
+            flops /= 3  # forward alone: backward counts as twice forward
+        return Cost(phase, length, tokens, seconds, flops, traffic.bytes / tokens)
 
 
 def markdown(costs: Sequence[Cost], rate: float) -> str:
-    """The table."""
+    """The table, and below it the machine.
+
+    Args:
+        costs: the table's rows.
+        rate: FLOP/s of the large matrix product.
+    """
     header = ["", "tokens a row", "a batch", "tokens/s", "MFLOP a token", "kB a token", "utilisation"]
-    rows = [header, ["---", *["---:"] * 6], *(cost.cells(rate) for cost in costs)]
+    table = markdown_table([header, *(cost.cells(rate) for cost in costs)])
     where = {**machine(), "matrix product": f"{rate / 1e12:.2f} TFLOP/s in {'bf16' if bf16() else 'float32'}"}
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in where.items())}\n"
 
 
 def main() -> None:
-    """By length at one batch size, by batch size at one length."""
+    """Measure by length at one batch size, then by batch size at one length."""
     cuda = device().type == "cuda"
+    batch_sizes = [1024, 4096, 16_384, 65_536] if cuda else [1024, 4096, 16_384]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
-    parser.add_argument("--tokens_per_batch", type=int, nargs="+", default=[1024, 4096, 16384, *[65536] * cuda])
+    parser.add_argument("--tokens_per_batch", type=int, nargs="+", default=batch_sizes)
     parser.add_argument("--teacher_layers", type=int, default=22 if cuda else 4)
     parser.add_argument("--repeats", type=int, default=10 if cuda else 3, help="steps of which the median is shown")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))

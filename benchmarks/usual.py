@@ -1,10 +1,13 @@
-"""The usual way: transformers, sentence-transformers and datasets as their guides show them.
+"""The usual way: transformers, sentence-transformers and datasets, as their guides show them.
 
-Batches of random rows padded to the longest, gradient checkpointing and logits at every position in
-pre-training; `encode` over blocks of `datasets.map`; SentenceTransformerTrainer on a column of sentences,
-which its collator tokenises, and a list column of labels. Precision is that of ours: bf16 autocast where the
-hardware has it, else float32. (docs: https://huggingface.co/docs/transformers/tasks/masked_language_modeling,
-https://sbert.net/examples/sentence_transformer/training/distillation/README.html)
+Pre-training pads batches of random rows to the longest row, uses gradient checkpointing, and computes logits at every
+position. Labels come from `encode` over blocks of `datasets.map`. Distillation uses SentenceTransformerTrainer on a
+column of sentences, which its collator tokenises, and a list column of labels. The precision is the same as in `ours`:
+bf16 autocast where the hardware has it, else float32.
+
+References:
+    https://huggingface.co/docs/transformers/tasks/masked_language_modeling
+    https://sbert.net/examples/sentence_transformer/training/distillation/README.html
 """
 
 import time
@@ -40,11 +43,11 @@ from benchmarks.workload import (
     Workload,
 )
 
-MAP_ROWS = 1000  # a block of datasets.map by default; encode sorts by length within it
+MAP_ROWS = 1000  # rows in a block of datasets.map, its default; `encode` sorts a block by length
 
 
 def mlm(workload: Workload) -> Measurement:
-    """Masked language modelling: rows of token ids, padded and masked by the collator."""
+    """Masked language modelling on rows of token ids, which the collator pads and masks."""
     tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student")
     model = AutoModelForMaskedLM.from_pretrained(workload.folder / "student")
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MLM_PROBABILITY)
@@ -76,7 +79,7 @@ def mlm(workload: Workload) -> Measurement:
 
 
 def labels(workload: Workload) -> Measurement:
-    """A teacher's embeddings of every text, by `encode` in `datasets.map`."""
+    """The teacher's embeddings of all texts, by `encode` in `datasets.map`."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"), device=str(device()))
     positions = Positions(teacher[0].auto_model)
 
@@ -98,7 +101,7 @@ def labels(workload: Workload) -> Measurement:
 
 
 def distillation(workload: Workload) -> Measurement:
-    """Mean squared error to the labels with sentence-transformers' own trainer."""
+    """Training on the mean squared error to the labels with sentence-transformers' own trainer."""
     student = _student(workload)
     positions = Positions(student[0].auto_model)
 
@@ -112,7 +115,7 @@ def distillation(workload: Workload) -> Measurement:
 
 
 def data_path(workload: Workload) -> Measurement:
-    """Batches of distillation alone: rows of a list column, tokenised and padded by the collator."""
+    """The batches of distillation without the model: rows of a list column, which the collator tokenises and pads."""
     student = _student(workload)
 
     def fetch(warm_up: bool) -> tuple[float, int, int]:
@@ -130,11 +133,13 @@ def data_path(workload: Workload) -> Measurement:
 
 
 def _rows(workload: Workload, data: str, warm_up: bool) -> Dataset:
+    """The rows of a data folder that are measured."""
     dataset = load_dataset("parquet", data_files=str(workload.folder / data / "train-*.parquet"), split="train")
     return dataset.select(range(*workload.slice(warm_up)))
 
 
 def _student(workload: Workload) -> SentenceTransformer:
+    """The student with mean pooling and Normalize."""
     transformer = Transformer(str(workload.folder / "student"), max_seq_length=MAX_SEQ_LENGTH)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device=str(device()))
@@ -143,6 +148,7 @@ def _student(workload: Workload) -> SentenceTransformer:
 def _distillation_trainer(
     workload: Workload, student: SentenceTransformer, warm_up: bool
 ) -> SentenceTransformerTrainer:
+    """The trainer of the guide, on the rows that are measured."""
     args = SentenceTransformerTrainingArguments(
         output_dir=str(workload.scratch),
         per_device_train_batch_size=DISTILLATION_ROWS_PER_BATCH,

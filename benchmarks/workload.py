@@ -1,6 +1,6 @@
-"""What one measurement runs on, what it gives, and how its padding and its time are counted.
+"""A measurement's input, its result, and how its padding is counted.
 
-Nothing heavy is imported here: a measurement's peak memory is that of its own libraries.
+No large library is imported here, so that a measurement's peak memory counts only the libraries that it needs.
 """
 
 import functools
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).parent.parent
 MAX_SEQ_LENGTH = 1024
 TEACHER_WIDTH, STUDENT_WIDTH = 768, 384
-# Usual batches: rows, drawn at random.
+# Rows of a usual batch, which are drawn at random.
 MLM_ROWS_PER_BATCH, DISTILLATION_ROWS_PER_BATCH, ENCODE_ROWS_PER_BATCH = 16, 64, 32
 MLM_PROBABILITY = 0.3
 WARM_UP_ROWS = 4
@@ -24,12 +24,13 @@ WARM_UP_ROWS = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """The same for both ways of doing it.
+    """What a measurement runs on, the same for both ways of doing it.
 
     Attributes:
         folder: what prepare.py wrote: corpus, distil, source, student, teacher, sources.json.
-        scratch: an empty folder.
-        first, rows: this measurement's rows of the corpus.
+        scratch: an empty folder to write into.
+        first: the first row of the corpus to run on.
+        rows: the number of rows to run on.
         cuda: whether to use the GPU's batch sizes.
     """
 
@@ -40,17 +41,17 @@ class Workload:
     cuda: bool = False
 
     def slice(self, warm_up: bool = False) -> tuple[int, int]:
-        """First row and one past the last; warming up takes the corpus's first rows, which nothing is timed on."""
+        """The first row and the one after the last; the warm-up has the corpus's first rows, which are not timed."""
         return (0, WARM_UP_ROWS) if warm_up else (self.first, self.first + self.rows)
 
     @property
     def tokens_per_batch(self) -> int:
-        """Of our batches: what the caches hold on a CPU, what fills the device on CUDA."""
+        """Tokens of our batches: few enough for a CPU's caches, or many enough to keep a GPU busy."""
         return 65_536 if self.cuda else 4096
 
     @property
     def sources(self) -> dict[str, str]:
-        """Name -> path of the texts that the corpus is made of."""
+        """The texts that the corpus is made of: paths by name."""
         return json.loads((self.folder / "sources.json").read_text(encoding="utf-8"))
 
 
@@ -59,10 +60,10 @@ class Measurement:
     """What was measured.
 
     Attributes:
-        tokens: real tokens gone through in the timed part.
-        seconds: of the timed part.
+        tokens: tokens processed in the timed part, without padding.
+        seconds: duration of the timed part.
         positions: tokens and padding that the model ran on, or that the batches hold; None without batches.
-        peak_bytes: of the process's memory, of the device's on CUDA.
+        peak_bytes: peak memory of the GPU with CUDA, of the process without.
     """
 
     tokens: int
@@ -71,21 +72,29 @@ class Measurement:
     peak_bytes: int = 0
 
     def to_json(self) -> str:
-        """One line."""
+        """The measurement as one line of JSON."""
         return json.dumps(asdict(self))
+
+
+class Model(Protocol):
+    """A torch module, without importing torch."""
+
+    forward: Callable[..., object]
 
 
 class Positions:
     """Counts the tokens and the positions, padding included, that a model is called on."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.tokens = self.positions = 0
-        # Not a hook: sentence-transformers calls `forward` itself.
+        # A forward hook would not do: sentence-transformers calls `forward` itself, which runs no hooks.
         model.forward = self._counting(model.forward)
 
-    def _counting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _counting(self, forward: Callable[..., object]) -> Callable[..., object]:
+        """A forward method that counts its inputs (B, L)."""
+
         @functools.wraps(forward)
-        def counted(*args: Any, **inputs: Any) -> Any:
+        def counted(*args: Any, **inputs: Any) -> object:
             mask = inputs.get("attention_mask")
             self.positions += inputs["input_ids"].numel()
             self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
@@ -94,12 +103,16 @@ class Positions:
         return counted
 
     def reset(self) -> None:
-        """Forget what came before, the warm-up."""
+        """Begin counting at zero again, after the warm-up."""
         self.tokens = self.positions = 0
 
 
 def load_script(path: str) -> ModuleType:
-    """One of the phases' scripts as a module; they lie in no package."""
+    """A phase's script as a module; the scripts are in no package.
+
+    Args:
+        path: of the script, relative to the repository.
+    """
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None, path
     assert spec.loader is not None, path

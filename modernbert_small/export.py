@@ -1,14 +1,16 @@
-"""An embedding model as ONNX or OpenVINO, in float32 or int8, checked against PyTorch before it gets its name.
+"""Export an embedding model to ONNX or OpenVINO, in float32 or int8, and check it against PyTorch.
 
     python -m modernbert_small.export checkpoints/ModernBERT-small-v2 --format onnx --dtype int8
     python -m modernbert_small.export <model> --format openvino --datasets <folder> --output_dir <folder>
 
-Out: <model>-<format>-<dtype>, laid out as sentence-transformers' backends read it. The graph goes from `input_ids` and
-`attention_mask` to `sentence_embedding`, pooling included, at any length and batch size: the runtime and a tokenizer
-are all that it needs. Needs the extra [onnx] or [openvino].
+Out: the folder <model>-<format>-<dtype>, which is written only if the check passes. It has the layout that
+sentence-transformers' backends read. The graph maps `input_ids` and `attention_mask` to `sentence_embedding`, pooling
+included, for any length and batch size, so that it needs nothing but the runtime and a tokenizer. Exporting needs the
+extra [onnx] or [openvino].
 
-sentence-transformers' own exporters go through optimum, whose releases stop at transformers 4.57 (optimum-onnx 0.1.0)
-and 5.5 (optimum-intel 2.2.0). What optimum calls is called here: torch.onnx, ONNX Runtime's quantiser, NNCF.
+sentence-transformers' own exporters need optimum, whose releases support transformers up to 4.57 (optimum-onnx 0.1.0)
+and 5.5 (optimum-intel 2.2.0). So this module calls directly what optimum calls: torch.onnx, ONNX Runtime's quantiser,
+and NNCF.
 """
 
 import argparse
@@ -37,34 +39,37 @@ from modernbert_small.run.artefacts import begin, write_json
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.script import run_script
+from modernbert_small.run.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
+# Maps input_ids (B, L) and attention_mask (B, L) to vectors (B, D).
 Runtime = Callable[[NDArray[np.int64], NDArray[np.int64]], Vectors]
 
-# What each format's extra brings, and the file that sentence-transformers' backend of that name looks for.
+# The packages that each format's extra installs, and the file that sentence-transformers' backend of that name reads.
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino", "nncf")}
 FILES = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
 LEAST_COSINE = {"float32": 0.9999, "int8": 0.99}
-PARITY_TEXTS = 256
+PARITY_TEXTS = 256  # texts whose vectors are compared
 BATCH_SIZE = 32
 
 
 class _Whole(torch.nn.Module):
-    """A SentenceTransformer with tensors for arguments, as an exporter wants it."""
+    """A SentenceTransformer whose arguments are tensors, which torch's exporter needs."""
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token embeddings (B, L, D) and sentence embeddings (B, D) of ids and mask (B, L)."""
         out = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
         return out["token_embeddings"], out["sentence_embedding"]
 
 
 class ExportedModel(SentenceTransformer):
-    """A model whose vectors a runtime computes; its tokenizer, prompts and batches stay as they were."""
+    """A model whose vectors are computed by another runtime; its tokenizer, prompts and batches are unchanged."""
 
     def __init__(self, model: SentenceTransformer, runtime: Runtime) -> None:
         super().__init__(
@@ -77,13 +82,17 @@ class ExportedModel(SentenceTransformer):
         self.runtime = runtime
 
     def forward(self, input: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:  # noqa: A002, as torch names it
-        """Embeddings of a batch of tokenised texts."""
+        """Embeddings (B, D) of a batch of tokenised texts."""
         vectors = self.runtime(input["input_ids"].numpy(), input["attention_mask"].numpy())
         return {"sentence_embedding": torch.from_numpy(vectors)}
 
 
 def require_extra(format: str) -> None:  # noqa: A002, the flag's name
-    """Refuse a format whose packages are missing."""
+    """Refuse a format whose packages are missing.
+
+    Raises:
+        UserError: names the missing packages and the extra that installs them.
+    """
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -93,7 +102,7 @@ def require_extra(format: str) -> None:  # noqa: A002, the flag's name
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what exporters say to their own developers, thousands of lines of it."""
+    """Hide the exporters' thousands of log lines and warnings, which are for their own developers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -104,10 +113,14 @@ def _quiet() -> Iterator[None]:
 
 
 def write_onnx(model: SentenceTransformer, file: Path) -> None:
-    """The whole model as one graph; batch size and length are free."""
+    """Write the whole model as one graph that takes any batch size and length.
+
+    Raises:
+        UserError: torch.onnx cannot export the model.
+    """
     ids = torch.ones((2, 16), dtype=torch.int64)
     mask = ids.clone()
-    mask[1, 8:] = 0  # a mask that hides nothing would be left out of the graph
+    mask[1, 8:] = 0  # with a mask of ones the exporter would leave the mask out of the graph
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with _quiet():
@@ -121,18 +134,27 @@ def write_onnx(model: SentenceTransformer, file: Path) -> None:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise UserError(f"torch.onnx cannot export this model: {' '.join(str(error).split())[:300]}") from error
-    assert program is not None, "dynamo=True gives a program"
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"torch.onnx cannot export this model: {reason}; export a model of another architecture, or use this one "
+            "with PyTorch"
+        ) from error
+    assert program is not None, "torch.onnx.export returns a program with dynamo=True"
     program.save(file)
 
 
 def quantise_onnx(float_file: Path, file: Path) -> None:
-    """Dynamic int8: weights now, activations as they come.
+    """Quantise an ONNX file to int8: weights now, activations dynamically at inference.
 
-    The MLP's second matrix, the one that narrows, stays in float32: what it reads has outliers that one scale for all
-    rounds away. All-MiniLM-L6-v2 keeps a lowest cosine of .990 so, .985 with that matrix in int8 too.
+    The MLP's second matrix, whose output is narrower than its input, stays in float32. Its input has outliers, and one
+    scale for all values would round the others away. The lowest cosine of all-MiniLM-L6-v2 is 0.990 with this matrix in
+    float32, and 0.985 with it in int8.
+
+    Args:
+        float_file: the float32 graph.
+        file: where to write the int8 graph.
     """
-    import onnx  # an extra, as is onnxruntime
+    import onnx  # comes with the extra [onnx], as does onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(str(float_file)).graph
@@ -144,8 +166,14 @@ def quantise_onnx(float_file: Path, file: Path) -> None:
 
 
 def write_openvino(onnx_file: Path, file: Path, dtype: str) -> None:
-    """OpenVINO's form of an ONNX file; int8 is of the weights alone, which needs no sample to calibrate on."""
-    import openvino  # an extra, as is nncf
+    """Convert an ONNX file to OpenVINO's format.
+
+    Args:
+        onnx_file: the float32 graph.
+        file: where to write OpenVINO's XML file; its weights lie beside it.
+        dtype: float32, or int8, which quantises the weights alone and so needs no texts for calibration.
+    """
+    import openvino  # comes with the extra [openvino], as does nncf
 
     graph = openvino.convert_model(onnx_file)
     if dtype == "int8":
@@ -157,7 +185,7 @@ def write_openvino(onnx_file: Path, file: Path, dtype: str) -> None:
 
 
 def open_runtime(file: Path) -> Runtime:
-    """A session on the CPU, with as many threads as torch has here."""
+    """Open a graph on the CPU, with as many threads as torch uses."""
     threads = torch.get_num_threads()
     if file.suffix == ".onnx":
         import onnxruntime
@@ -168,17 +196,27 @@ def open_runtime(file: Path) -> Runtime:
         return lambda ids, mask: session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})[0]
     import openvino
 
-    # Where there is bf16, OpenVINO would compute in it and hide what the file is worth.
+    # By default OpenVINO computes in bf16 where the processor has it, and the check would measure bf16's errors too.
     hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(file, "CPU", hints).create_infer_request()
     return lambda ids, mask: request.infer([ids, mask])["sentence_embedding"].copy()
 
 
 def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) -> Path:  # noqa: A002, the flag's name
-    """Write a model's folder with its graph in place of its encoder's weights; returns the graph's file."""
+    """Write a model's folder with a graph in place of the encoder's weights.
+
+    Args:
+        model: on the CPU, in float32.
+        folder: where to write.
+        format: onnx or openvino.
+        dtype: float32 or int8.
+
+    Returns:
+        The graph's file.
+    """
     model.save_pretrained(str(folder), create_model_card=False)
     use_older_names(folder)
-    for weights in folder.glob("*.safetensors*"):  # the encoder's; a Dense keeps its own, in its folder
+    for weights in folder.glob("*.safetensors*"):  # the encoder's; those of a Dense module lie in its own folder
         weights.unlink()
     file = folder / FILES[format]
     file.parent.mkdir(exist_ok=True)
@@ -196,9 +234,12 @@ def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) ->
 
 
 def use_older_names(folder: Path) -> None:
-    """Name tokenizer and modules as transformers 4 and sentence-transformers 5 do, which is what optimum runs with.
+    """Name tokenizer and modules as transformers 4 and sentence-transformers 5 do, the releases that optimum needs.
 
-    Newer releases know these names too.
+    Newer releases can read these names too.
+
+    Args:
+        folder: of the saved model; modules.json and tokenizer_config.json are rewritten.
     """
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     for module in modules:
@@ -209,31 +250,57 @@ def use_older_names(folder: Path) -> None:
 
 
 def parity_texts(retrieval_sets: Sequence[RetrievalSet], pair_sets: Sequence[PairSet]) -> list[str]:
-    """Texts of the sets in equal parts of queries and documents, docstrings if there are no sets; a fixed sample."""
+    """A fixed sample of texts to compare vectors on.
+
+    Args:
+        retrieval_sets: queries and documents are drawn in equal parts.
+        pair_sets: sentences are drawn too.
+
+    Returns:
+        At most PARITY_TEXTS texts: of the sets, or of this machine's docstrings if there are no sets.
+    """
     rng = random.Random(0)
-    pools = [[text for one in retrieval_sets for text in getattr(one, part).values()] for part in ("queries", "corpus")]
-    pools.append([text for one in pair_sets for text in (*one.first, *one.second)])
+    pools = [
+        [text for dataset in retrieval_sets for text in dataset.queries.values()],
+        [text for dataset in retrieval_sets for text in dataset.corpus.values()],
+        [text for dataset in pair_sets for text in (*dataset.first, *dataset.second)],
+    ]
     pools = [pool for pool in pools if pool]
-    if pools:
-        share = PARITY_TEXTS // len(pools)
-        return [text for pool in pools for text in rng.sample(pool, min(share, len(pool)))]
+    if not pools:
+        return _docstrings(rng)
+    share = PARITY_TEXTS // len(pools)
+    return [text for pool in pools for text in rng.sample(pool, min(share, len(pool)))]
+
+
+def _docstrings(rng: random.Random) -> list[str]:
+    """PARITY_TEXTS summaries and bodies of docstrings, of at most two docstrings a file."""
     files = python_files()
     rng.shuffle(files)
     texts: list[str] = []
     while files and len(texts) < PARITY_TEXTS:
-        texts += [text for docstring in (read_docstrings(files.pop()) or [])[:2] for text in docstring if text.strip()]
+        for docstring in (read_docstrings(files.pop()) or [])[:2]:
+            texts += [text for text in docstring if text.strip()]
     return texts[:PARITY_TEXTS]
 
 
 def measure(model: SentenceTransformer, texts: Sequence[str]) -> tuple[Vectors, dict[str, float]]:
-    """Vectors of texts one by one, in batches, and of all lengths in one batch, under the padding of the longest.
+    """Embed texts in three ways, which must give the same vectors in every runtime.
+
+    N texts are embedded one by one, then in batches. Then n texts of all lengths are embedded in one batch, in which
+    the short ones have as much padding as possible.
+
+    Args:
+        model: in PyTorch or another runtime.
+        texts: N texts.
 
     Returns:
-        (2 N + n, D), and median milliseconds of a text and texts a second in batches.
+        The vectors (2 N + n, D), and the speed: the median `text_milliseconds` of a single text and `texts_per_second`
+        in batches.
     """
     by_length = sorted(texts, key=len)
-    mixed = [*by_length[:: max(1, len(texts) // 15)], " ".join(by_length)]  # the last is cut at the longest input
-    model.encode(list(mixed), batch_size=len(mixed), show_progress_bar=False)  # warm
+    everything = " ".join(by_length)  # longer than the model's longest input, so that it is cut there
+    mixed = [*by_length[:: max(1, len(texts) // 15)], everything]
+    model.encode(list(mixed), batch_size=len(mixed), show_progress_bar=False)  # a warm-up, not timed
     alone, seconds = [], []
     for text in texts:
         began = time.perf_counter()
@@ -248,21 +315,29 @@ def measure(model: SentenceTransformer, texts: Sequence[str]) -> tuple[Vectors, 
 
 
 def cosines(a: Vectors, b: Vectors) -> NDArray[np.float64]:
-    """Of rows (N, D) of two matrices (N,); NaN where one is not finite or has no length."""
+    """Cosines (N,) of the rows of two matrices (N, D); NaN where a row is not finite or is zero."""
     first, second = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (first * second).sum(1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
 
 
 def require_parity(found: NDArray[np.float64], what: str, dtype: str) -> dict[str, float]:
-    """Refuse vectors that are not PyTorch's.
+    """Refuse a graph whose vectors differ too much from PyTorch's.
+
+    Args:
+        found: cosines (N,) of its vectors to PyTorch's.
+        what: format and dtype, for the error.
+        dtype: float32 or int8; int8 may differ more.
+
+    Returns:
+        The lowest and the mean cosine.
 
     Raises:
-        UserError: the lowest cosine is below LEAST_COSINE, or not a number.
+        UserError: the lowest cosine is below LEAST_COSINE, or is NaN.
     """
     lowest = float(found.min())
-    if not lowest >= LEAST_COSINE[dtype]:
-        remedy = "use --dtype float32, or the other --format" if dtype == "int8" else "do not ship it in this format"
+    if not lowest >= LEAST_COSINE[dtype]:  # true for NaN too
+        remedy = "use --dtype float32, or the other --format" if dtype == "int8" else "use the other --format"
         raise UserError(
             f"{what}: the lowest cosine to PyTorch's vectors is {lowest:.5f} (mean {found.mean():.5f}), expected at "
             f"least {LEAST_COSINE[dtype]}; nothing was written, {remedy}"
@@ -270,77 +345,107 @@ def require_parity(found: NDArray[np.float64], what: str, dtype: str) -> dict[st
     return {"lowest_cosine": round(lowest, 6), "mean_cosine": round(float(found.mean()), 6)}
 
 
-def check(model: SentenceTransformer, file: Path, what: str, dtype: str, sets: tuple[list, list]) -> dict[str, Any]:
+def check(
+    model: SentenceTransformer, file: Path, what: str, dtype: str, sets: tuple[list[RetrievalSet], list[PairSet]]
+) -> dict[str, Any]:
     """Compare a graph with the model that it was made from.
 
     Args:
         model: in PyTorch, on the CPU.
         file: the graph.
-        what: format and dtype, for people.
+        what: format and dtype, for errors and tables.
         dtype: float32 or int8.
-        sets: retrieval and pair sets; their texts are compared, nDCG@10 of the former.
+        sets: retrieval sets and pair sets. Vectors of their texts are compared, and nDCG@10 on the retrieval sets.
+
+    Returns:
+        texts: how many were compared.
+        lowest_cosine, mean_cosine: of the graph's vectors to PyTorch's.
+        speed: a row for PyTorch and one for the graph.
+        ndcg: PyTorch's and the graph's nDCG@10 by set.
+
+    Raises:
+        UserError: the vectors differ too much.
     """
     exported = ExportedModel(model, open_runtime(file))
     texts = parity_texts(*sets)
-    expected, before = measure(model, texts)
-    found, after = measure(exported, texts)
+    expected, speed = measure(model, texts)
+    found, exported_speed = measure(exported, texts)
     parity = require_parity(cosines(found, expected), what, dtype)
-    sizes = [
-        sum(value.numel() * value.element_size() for value in model.state_dict().values()),
-        sum(part.stat().st_size for part in file.parent.iterdir()),
-    ]
-    ndcg = {
-        dataset.name: [
-            round(float(evaluator(dataset)(one)[f"{dataset.name}_cosine_ndcg@10"]), 4) for one in (model, exported)
-        ]
-        for dataset in sets[0]
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    exported_size = sum(part.stat().st_size for part in file.parent.iterdir())
+    return {
+        "texts": len(texts),
+        **parity,
+        "speed": [
+            {"system": "PyTorch float32", "megabytes": round(size / 1e6, 1), **speed},
+            {"system": what, "megabytes": round(exported_size / 1e6, 1), **exported_speed},
+        ],
+        "ndcg": {dataset.name: [ndcg(model, dataset), ndcg(exported, dataset)] for dataset in sets[0]},
     }
-    rows = [
-        {"system": name, "megabytes": round(size / 1e6, 1), **speed}
-        for name, size, speed in zip(("PyTorch float32", what), sizes, (before, after), strict=True)
-    ]
-    return {"texts": len(texts), **parity, "speed": rows, "ndcg": ndcg}
+
+
+def ndcg(model: SentenceTransformer, dataset: RetrievalSet) -> float:
+    """A model's nDCG@10 on a set, with four decimals."""
+    return round(float(evaluator(dataset)(model)[f"{dataset.name}_cosine_ndcg@10"]), 4)
 
 
 def format_check(record: dict[str, Any]) -> str:
-    """What was measured, as Markdown."""
-    lines = ["| | MB | ms a text | texts/s |", "| --- | ---: | ---: | ---: |"]
+    """The check's measurements in Markdown.
+
+    Args:
+        record: see `check`.
+    """
+    rows = [["", "MB", "ms a text", "texts/s"]]
     for row in record["speed"]:
-        milliseconds, rate = row["text_milliseconds"], row["texts_per_second"]
-        lines.append(f"| {row['system']} | {row['megabytes']:.1f} | {milliseconds:.1f} | {rate:.0f} |")
-    lines.append(
-        f"\ncosine to PyTorch's vectors: lowest {record['lowest_cosine']:.5f}, mean {record['mean_cosine']:.5f}, of "
-        f"{record['texts']} texts alone, in batches, and of all lengths in one batch"
-    )
+        speed = [f"{row['text_milliseconds']:.1f}", f"{row['texts_per_second']:.0f}"]
+        rows.append([row["system"], f"{row['megabytes']:.1f}", *speed])
+    lines = [
+        markdown_table(rows),
+        "",
+        f"Cosine to PyTorch's vectors: lowest {record['lowest_cosine']:.5f}, mean {record['mean_cosine']:.5f}.",
+        f"{record['texts']} texts were embedded one by one, in batches, and with much padding.",
+    ]
     for name, (before, after) in record["ndcg"].items():
         lines.append(f"nDCG@10, {name}: {before:.4f} -> {after:.4f} ({after - before:+.4f})")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Model in, folder for a runtime out."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder or hub id")
-    parser.add_argument("--format", required=True, choices=list(NEEDED), help="of the model file")
-    parser.add_argument("--dtype", default="float32", choices=list(LEAST_COSINE), help="default: float32")
+    parser.add_argument("--format", required=True, choices=list(NEEDED), help="format to export to")
+    parser.add_argument(
+        "--dtype", default="float32", choices=list(LEAST_COSINE), help="type of the weights; default: float32"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>-<dtype>")
     parser.add_argument(
-        "--datasets", nargs="+", default=[], help="sets to compare on: NanoBEIR names, folders laid out like NanoBEIR"
+        "--datasets",
+        nargs="+",
+        default=[],
+        help="sets to compare on: NanoBEIR names, folders laid out like NanoBEIR, stsb, Parquet files of sentence "
+        "pairs; default: none, vectors of docstrings are compared",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of other settings")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the folder if it was made with other settings"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Export a model, check it, and print what was measured."""
+    args = parse_arguments()
     require_extra(args.format)
     what = f"{args.format} {args.dtype}"
     output_dir = args.output_dir or f"{args.model.rstrip('/')}-{args.format}-{args.dtype}"
     settings = {name: value for name, value in vars(args).items() if name != "model"}
-    run = begin("export", output_dir, settings, {"model": args.model}, args.overwrite)
+    run = begin("export", output_dir, settings, {"model": args.model}, args.overwrite, resumable=False)
     if run is None:
         return
     sets = load_evaluation_sets("--datasets", args.datasets)
     model = load_sentence_transformer("model", args.model, "cpu", args.trust_remote_code)
     require_finite(model, f"model {args.model}")
-    run.resumed = False  # an export is made in one piece
     run.start()
     try:
         record = check(model, export(model, run.folder, args.format, args.dtype), what, args.dtype, sets)

@@ -1,12 +1,14 @@
-"""What a recipe costs, before anyone spends it: parameters, memory, counted FLOPs and hours of each phase.
+"""What a recipe costs: parameters, memory, counted FLOPs and hours of each phase, before anything is run.
 
     python -m modernbert_small.plan recipes/v2.yaml --gpu H100 --rows 20000000 --tokens 4000000000
 
-Rows and tokens come from the corpus's run.json once phase 1 has run. FLOPs are counted (see flops.py), hours rest on
-an assumed utilisation, which phases 3 and 5 print for themselves as they run.
+Without --rows and --tokens, the size of the corpus is read from its run.json, which phase 1 writes. FLOPs are counted
+(see packed/flops.py). Hours depend on an assumed utilisation of the GPU; phases 3 and 5 print the measured one.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_config
 from modernbert_small.run.recipe import full_recipe, require_equal_widths
 from modernbert_small.run.script import run_script
+from modernbert_small.run.tables import aligned
 
 MODERNBERT_BASE = {
     "vocab_size": 50_368,
@@ -30,34 +33,70 @@ MODERNBERT_BASE = {
     "num_attention_heads": 12,
     "intermediate_size": 1152,
 }
-# Of the data sheet's rate. Products of a narrow student keep tensor cores less busy than those of a wide teacher.
+# Assumed shares of the data sheet's rate. A narrow student's matrix products keep tensor cores less busy than a wide
+# teacher's.
 UTILISATION = {"pre_train": 0.25, "create_distil_dataset": 0.4, "distil_train": 0.2}
-WEIGHTS_BYTES = 4  # float32
-TRAINING_BYTES = 16  # float32: weights, gradients and AdamW's two moments
+WEIGHTS_BYTES = 4  # of a parameter in float32
+TRAINING_BYTES = 16  # of a trained parameter: its weight, its gradient and AdamW's two moments in float32
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 _IDS: dict[str, int | None] = dict.fromkeys([f"{name}_token_id" for name in ("pad", "cls", "sep", "bos", "eos")], 0)
 
 
+@dataclass(frozen=True)
+class PhaseCost:
+    """What a phase runs.
+
+    Attributes:
+        phase: the script's name.
+        model: which models it loads.
+        parameters: of these models together.
+        bytes_per_parameter: of weights and, where they are trained, gradients and optimiser.
+        flops: of the whole phase; 0 where they are not counted.
+    """
+
+    phase: str
+    model: str
+    parameters: int
+    bytes_per_parameter: int
+    flops: float
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all parameters."""
+        return self.parameters * self.bytes_per_parameter
+
+    def hours(self, peak: float) -> float:
+        """Hours on a GPU whose bf16 rate is `peak` FLOP/s, at the assumed utilisation."""
+        return self.flops / (peak * UTILISATION[self.phase]) / 3600 if self.flops else 0.0
+
+
 def teacher_config(name_or_path: str) -> tuple[PreTrainedConfig, str | None]:
-    """A teacher's configuration, and what is assumed about it if it cannot be read."""
+    """A teacher's configuration, and what is assumed about it if it cannot be read; None if it can."""
     try:
         return load_config("teacher", name_or_path), None
     except UserError:
         known = ", ".join(f"{key} {value}" for key, value in MODERNBERT_BASE.items())
-        return ModernBertConfig(**MODERNBERT_BASE), f"{name_or_path} cannot be read here; as ModernBERT-base: {known}"
+        return ModernBertConfig(
+            **MODERNBERT_BASE
+        ), f"{name_or_path} cannot be read here and has ModernBERT-base's sizes: {known}"
 
 
 def count_parameters(config: PreTrainedConfig, has_head: bool) -> int:
-    """Of a model, counted on the model itself, whose weights take no memory on torch's meta device."""
+    """The parameters of a model, counted on the model itself; on torch's meta device its weights take no memory."""
     with torch.device("meta"):
         model = ModernBertForMaskedLM(config) if has_head else AutoModel.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def forward_flops_per_token(config: PreTrainedConfig, lengths: NDArray[np.int64]) -> float:
-    """Of an encoder without a head; backward counts twice forward.
+    """The FLOPs of an encoder's forward pass for a token, without a head.
 
-    A BERT-like teacher counts as a ModernBERT that attends to everything and whose gated MLP, three matrices, has
-    two thirds of the neurons, and so the same products.
+    A BERT-like teacher is counted as a ModernBERT whose layers all attend to the whole row. Its MLP has two matrices,
+    ModernBERT's gated MLP three, so two thirds of the neurons give the same number of operations.
+
+    Args:
+        config: the encoder's.
+        lengths: (N,) tokens of each row; attention depends on them.
     """
     if not isinstance(config, ModernBertConfig):
         config = ModernBertConfig(
@@ -69,122 +108,144 @@ def forward_flops_per_token(config: PreTrainedConfig, lengths: NDArray[np.int64]
             global_attn_every_n_layers=1,
             **_IDS,
         )
-    return training_flops_per_token(config, lengths) / 3
+    return training_flops_per_token(config, lengths) / 3  # forward and backward, which counts twice forward
 
 
 def corpus_size(folder: str, rows: int | None, tokens: int | None) -> tuple[int, int, NDArray[np.int64], str]:
-    """Rows, tokens, a thousand rows' lengths and where they come from: the flags, else phase 1's record.
+    """The size of a corpus, from the flags or else from phase 1's record.
+
+    Args:
+        folder: the corpus.
+        rows: given by a flag, or None.
+        tokens: given by a flag, or None.
+
+    Returns:
+        Rows, tokens, the lengths (N,) in tokens of some typical rows, and a sentence that says where these come from.
 
     Raises:
-        UserError: neither.
+        UserError: neither the flags nor phase 1's record are there.
     """
     if rows and tokens:
-        return rows, tokens, np.array([max(1, tokens // rows)]), "rows and tokens: as given, all rows of mean length"
+        source = "Rows and tokens are those of the flags; every row is counted with the mean length"
+        return rows, tokens, np.array([max(1, tokens // rows)]), source
     if not Path(folder, RUN_FILE).exists():
         raise UserError(f"corpus {folder}: no {RUN_FILE} there; run phase 1 first, or pass --rows and --tokens")
     parts = read_run(folder)["by_source"]
     total = sum(part["rows"] for part in parts)
     counts = [round(1000 * part["rows"] / total) for part in parts]
     lengths = np.repeat([max(1, part["tokens"] // part["rows"]) for part in parts], counts)
-    source = f"rows and tokens: from {folder}/{RUN_FILE}, every row of its source's mean length"
+    source = f"Rows and tokens are those of {folder}/{RUN_FILE}; every row is counted with its source's mean length"
     return total, sum(part["tokens"] for part in parts), lengths, source
 
 
 def trained_tokens(settings: dict[str, Any], tokens: int) -> float:
-    """Tokens that a training phase sees."""
+    """The tokens that a training phase runs on.
+
+    Args:
+        settings: of the phase.
+        tokens: of the corpus.
+    """
     steps = settings.get("max_steps") or -1
     return steps * settings["tokens_per_batch"] if steps > 0 else tokens * float(settings["num_train_epochs"])
 
 
-def plan(recipe: dict[str, dict[str, Any]], tokens: int, lengths: NDArray[np.int64]) -> tuple[list[dict], list[str]]:
-    """What each phase runs.
+def plan(
+    recipe: dict[str, dict[str, Any]], tokens: int, lengths: NDArray[np.int64]
+) -> tuple[list[PhaseCost], list[str]]:
+    """What each phase after the first runs.
 
     Args:
-        recipe: all sections, all settings.
+        recipe: all sections with all settings.
         tokens: of the corpus.
-        lengths: of some of its rows, for attention.
+        lengths: (N,) tokens of some of its rows; attention depends on them.
 
     Returns:
-        A row per phase with `phase`, `model`, `parameters`, `bytes` of weights, gradients and optimiser, and `flops`;
-        and what was assumed.
+        The cost of phases 2 to 5, and what was assumed.
     """
-    init, mlm, labels, distil = (recipe[name] for name in list(recipe)[1:])
-    large, *assumed = teacher_config(init["teacher_name_or_path"])
-    teacher, *also_assumed = teacher_config(labels["teacher_name_or_path"])
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    sizes = {name: init[name] for name in names}
+    init, mlm, labels, distil = (
+        recipe[section] for section in ("init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
+    )
+    large, assumed_of_large = teacher_config(init["teacher_name_or_path"])
+    teacher, assumed_of_teacher = teacher_config(labels["teacher_name_or_path"])
+    sizes = {name: init[name] for name in _SIZES}
     inherited = large if isinstance(large, ModernBertConfig) else None
-    config = student_config(**sizes, vocab_size=large.vocab_size, special_ids=_IDS, teacher=inherited)
-    with_head, encoder = count_parameters(config, True), count_parameters(config, False)
-    teachers = count_parameters(large, False), count_parameters(teacher, False)
-    mlm_flops = training_flops_per_token(config, lengths, mlm["mlm_probability"])
-    distil_flops = training_flops_per_token(config, lengths)
-    rows = [
-        ("init_model_mlm", "large + student", teachers[0] + with_head, WEIGHTS_BYTES, 0.0),
-        ("pre_train", "student", with_head, TRAINING_BYTES, mlm_flops * trained_tokens(mlm, tokens)),
-        (
-            "create_distil_dataset",
-            "teacher",
-            teachers[1],
-            WEIGHTS_BYTES,
-            forward_flops_per_token(teacher, lengths) * tokens,
-        ),
-        ("distil_train", "student", encoder, TRAINING_BYTES, distil_flops * trained_tokens(distil, tokens)),
+    student = student_config(**sizes, vocab_size=large.vocab_size, special_ids=_IDS, teacher=inherited)
+    with_head, encoder = count_parameters(student, True), count_parameters(student, False)
+    loaded = count_parameters(large, False) + with_head
+    mlm_flops = training_flops_per_token(student, lengths, mlm["mlm_probability"]) * trained_tokens(mlm, tokens)
+    label_flops = forward_flops_per_token(teacher, lengths) * tokens
+    distil_flops = training_flops_per_token(student, lengths) * trained_tokens(distil, tokens)
+    costs = [
+        PhaseCost("init_model_mlm", "large + student", loaded, WEIGHTS_BYTES, 0.0),
+        PhaseCost("pre_train", "student", with_head, TRAINING_BYTES, mlm_flops),
+        PhaseCost("create_distil_dataset", "teacher", count_parameters(teacher, False), WEIGHTS_BYTES, label_flops),
+        PhaseCost("distil_train", "student", encoder, TRAINING_BYTES, distil_flops),
     ]
-    found = [
-        {"phase": phase, "model": model, "parameters": count, "bytes": count * each, "flops": flops}
-        for phase, model, count, each, flops in rows
-    ]
-    return found, [text for text in dict.fromkeys([*assumed, *also_assumed]) if text]
+    assumed = dict.fromkeys([assumed_of_large, assumed_of_teacher])  # once if both are the same
+    return costs, [text for text in assumed if text is not None]
 
 
 def find_gpu(name: str) -> tuple[str, float]:
     """A GPU's name and its bf16 rate in FLOP/s.
 
     Raises:
-        UserError: it is not in the table.
+        UserError: the GPU is not in the table.
     """
     for known, rate in PEAK_RATES.items():
         if known.lower() in name.lower():
             return known, rate
-    raise UserError(f"--gpu {name}: no rate known, expected one of {', '.join(PEAK_RATES)}")
+    raise UserError(f"--gpu {name}: its rate is not known; expected one of {', '.join(PEAK_RATES)}")
 
 
-def format_plan(rows: list[dict], peak: float) -> str:
-    """An aligned table."""
-    lines = [("phase", "model", "parameters", "GB", "PFLOPs", "hours")]
-    for row in rows:
-        rate = peak * UTILISATION.get(row["phase"], 1)
-        spent = (f"{row['flops'] / 1e15:,.1f}", f"{row['flops'] / rate / 3600:,.2f}") if row["flops"] else ("", "")
-        memory = f"{row['bytes'] / 1e9:.2f}"
-        lines.append((row["phase"], row["model"], f"{row['parameters'] / 1e6:.1f} M", memory, *spent))
-    hours = sum(row["flops"] / (peak * UTILISATION[row["phase"]]) for row in rows if row["flops"]) / 3600
-    lines.append(("all", "", "", "", f"{sum(row['flops'] for row in rows) / 1e15:,.1f}", f"{hours:,.2f}"))
-    return "\n".join(f"{a:<22}{b:<16}{c:>11}{d:>8}{e:>14}{f:>10}" for a, b, c, d, e, f in lines)
+def format_plan(costs: Sequence[PhaseCost], peak: float) -> str:
+    """An aligned table.
+
+    Args:
+        costs: of the phases.
+        peak: the GPU's bf16 rate in FLOP/s.
+    """
+    rows = [("phase", "model", "parameters", "GB", "PFLOPs", "hours")]
+    for cost in costs:
+        size = (f"{cost.parameters / 1e6:.1f} M", f"{cost.bytes / 1e9:.2f}")
+        work = (f"{cost.flops / 1e15:,.1f}", f"{cost.hours(peak):,.2f}") if cost.flops else ("", "")
+        rows.append((cost.phase, cost.model, *size, *work))
+    flops, hours = sum(cost.flops for cost in costs), sum(cost.hours(peak) for cost in costs)
+    rows.append(("all", "", "", "", f"{flops / 1e15:,.1f}", f"{hours:,.2f}"))
+    return aligned(rows, text_columns=(0, 1))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: one of --rows and --tokens is given without the other.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/v2.yaml")
+    parser.add_argument("--gpu", default="H100", help=f"one of {', '.join(PEAK_RATES)}; default: H100")
+    parser.add_argument("--rows", type=int, help="number of texts in the corpus; needed until phase 1 has run")
+    parser.add_argument("--tokens", type=int, help="number of tokens in the corpus; needed until phase 1 has run")
+    args = parser.parse_args()
+    if (args.rows is None) != (args.tokens is None):
+        given, missing = ("--tokens", "--rows") if args.rows is None else ("--rows", "--tokens")
+        raise UserError(f"{given} is given without {missing}; expected both, or neither once phase 1 has run")
+    return args
 
 
 def main() -> None:
-    """Recipe in, table out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="recipes/v2.yaml, or one of your own")
-    parser.add_argument("--gpu", default="H100", help=f"default: H100; one of {', '.join(PEAK_RATES)}")
-    parser.add_argument("--rows", type=int, help="texts of the corpus, if phase 1 has not run")
-    parser.add_argument("--tokens", type=int, help="tokens of the corpus, if phase 1 has not run")
-    args = parser.parse_args()
-    if (args.rows is None) != (args.tokens is None):
-        raise UserError("--rows and --tokens: expected both, or neither once phase 1 has run")
+    """Print what a recipe costs."""
+    args = parse_arguments()
     gpu, peak = find_gpu(args.gpu)
     recipe = full_recipe(args.recipe)
     require_equal_widths(args.recipe, recipe)
     count, tokens, lengths, source = corpus_size(recipe["pre_train"]["train_file"], args.rows, args.tokens)
-    rows, assumed = plan(recipe, tokens, lengths)
+    costs, assumed = plan(recipe, tokens, lengths)
     print(f"{count:,} rows, {tokens:,} tokens; one {gpu}, {peak / 1e12:,.0f} TFLOP/s in bf16\n")
-    print(f"{format_plan(rows, peak)}\n")
+    print(f"{format_plan(costs, peak)}\n")
+    print("GB counts weights and, where they are trained, gradients and AdamW's moments, in float32.")
+    print(f"Activations need memory besides. {source}.")
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in UTILISATION.items())
-    print(
-        f"GB: weights, and where trained gradients and AdamW's moments, in float32; activations come on top.\n{source}."
-    )
-    print(f"Assumed: of the peak rate, {shares}; no run on this GPU stands behind it.")
+    print(f"Assumed: of the peak rate the phases reach {shares}. This was not measured on this GPU.")
     for text in assumed:
         print(f"Assumed: {text}.")
 

@@ -1,11 +1,12 @@
-"""The report of a model: one page, from the run.json files of all five phases.
+"""The report of a model: one HTML page, from the run.json files of all five phases.
 
     python -m modernbert_small.report checkpoints/ModernBERT-small-v2
     python -m modernbert_small.report recipes/v2.yaml
 
-Phases are found by the inputs that each run.json names, from the final model or from a recipe's output folders on;
-relative paths are relative to the working folder. The page is report.html in the final model's folder, or in the
-working folder while there is none. What was not measured is left out.
+The search for run.json files starts at the final model's folder, or at a recipe's output folders, and follows the
+inputs that each run.json names. Relative paths are relative to the working folder. The page is written as report.html
+into the final model's folder, or into the working folder while there is no final model. What was not measured is left
+out.
 """
 
 import argparse
@@ -13,17 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modernbert_small.reporting.page import page
+from modernbert_small.reporting.paths import public_record
 from modernbert_small.reporting.phases import (
     Record,
     corpus,
     distillation,
-    inheritance,
+    initialisation,
     labels,
-    language,
+    pre_training,
     projection,
-    provenance,
 )
-from modernbert_small.reporting.quality import gap, headline, searches, size_and_speed, smaller_vectors
+from modernbert_small.reporting.provenance import provenance
+from modernbert_small.reporting.quality import (
+    headline,
+    searches,
+    size_and_speed,
+    smaller_vectors,
+    student_and_teacher,
+)
 from modernbert_small.run.artefacts import RUN_FILE, find_records
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.recipe import SECTIONS, full_recipe
@@ -33,7 +41,7 @@ REPORT_FILE = "report.html"
 
 
 def start_folders(recipe_or_folder: str) -> list[str]:
-    """A folder, or a recipe's output folders, the final model's first.
+    """The folders at which the search starts: the given one, or a recipe's output folders, the final model's first.
 
     Raises:
         UserError: there is no such file or folder, or the recipe is not one.
@@ -49,31 +57,37 @@ def start_folders(recipe_or_folder: str) -> list[str]:
 
 
 def build(records: Mapping[str, Record]) -> str:
-    """The page of these records."""
+    """The report as an HTML page that shows no private path.
+
+    Args:
+        records: by phase, as `run.artefacts.find_records` gives them.
+    """
+    final = records.get("distil_train")
+    title = Path(final["folder"]).resolve().name if final else "An unfinished model"
+    records = {phase: public_record(record) for phase, record in records.items()}
     of_phases = {
         "Corpus": (corpus, "create_dataset"),
-        "Inheritance": (inheritance, "init_model_mlm"),
-        "Language": (language, "pre_train"),
+        "Initialisation": (initialisation, "init_model_mlm"),
+        "Pre-training": (pre_training, "pre_train"),
         "Projection": (projection, "teacher"),
         "Labels": (labels, "labels"),
         "Distillation": (distillation, "distil_train"),
     }
     of_account = {
-        "The gap": gap,
+        "Student and teacher": student_and_teacher,
         "Smaller vectors": smaller_vectors,
         "Size and speed": size_and_speed,
         "Searches": searches,
     }
-    sections = {title: make(records[phase]) for title, (make, phase) in of_phases.items() if phase in records}
+    sections = {name: make(records[phase]) for name, (make, phase) in of_phases.items() if phase in records}
     account = records.get("distil_train", {}).get("account", {})
-    sections |= {title: make(account) for title, make in of_account.items()}
+    sections |= {name: make(account) for name, make in of_account.items()}
     sections["Provenance"] = provenance(records)
-    final = records.get("distil_train")
-    return page(Path(final["folder"]).resolve().name if final else "A model in the making", headline(records), sections)
+    return page(title, headline(records), sections)
 
 
 def write_report(recipe_or_folder: str) -> Path:
-    """Write the report of what has been done so far.
+    """Write the report of all phases that are finished.
 
     Returns:
         Its path.
@@ -91,7 +105,7 @@ def write_report(recipe_or_folder: str) -> Path:
 
 
 def main() -> None:
-    """Records in, page out."""
+    """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe_or_folder", help="a recipe, or the folder of a final model")
     print(write_report(parser.parse_args().recipe_or_folder))

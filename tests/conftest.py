@@ -1,4 +1,7 @@
-"""One thread and no hub, set before torch is imported: ten tiny training steps take 0.15 s instead of seconds."""
+"""Settings of all tests: one thread and no hub.
+
+They must be set before torch is imported. With one thread, ten tiny training steps take 0.15 s instead of seconds.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What several tests build for themselves."""
+"""Tiny models and tokenizers, and ways to run a script, that several tests use."""
 
 import importlib.util
 import logging
@@ -60,7 +60,7 @@ def tiny_tokenizer(folder: Path, vocab_size: int = 400) -> PreTrainedTokenizerFa
 
 
 def tiny_modernbert(folder: Path, tokenizer: PreTrainedTokenizerFast, **config) -> ModernBertForMaskedLM:
-    """A random ModernBERT for the tokenizer, saved to `folder`."""
+    """A tiny ModernBERT with random weights for the tokenizer, saved to `folder`."""
     torch.manual_seed(0)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
     sizes = {
@@ -81,7 +81,7 @@ def tiny_modernbert(folder: Path, tokenizer: PreTrainedTokenizerFast, **config) 
 def tiny_sentence_transformer(
     folder: Path, architecture: str, max_seq_length: int = 64, width: int = 24
 ) -> SentenceTransformer:
-    """A random teacher with mean pooling, saved to `folder`."""
+    """A tiny teacher with random weights and mean pooling, saved to `folder / "teacher"`."""
     tokenizer = tiny_tokenizer(folder / "encoder")
     if architecture == "modernbert":
         tiny_modernbert(folder / "encoder", tokenizer, hidden_size=width)
@@ -97,7 +97,7 @@ def tiny_sentence_transformer(
 
 
 def load_script(path: str) -> ModuleType:
-    """A script of the project as a module, so that its `main` runs without another interpreter."""
+    """A script of the project as a module, so that a test can call its `main` without a new interpreter."""
     name = path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / path)
@@ -107,7 +107,7 @@ def load_script(path: str) -> ModuleType:
 
 
 def run_in_process(script: str, folder: Path, capsys: Any, *flags: str) -> subprocess.CompletedProcess:
-    """A script as the shell runs it, without the seconds that a new interpreter takes to import its libraries."""
+    """Run a script as the shell would, but in this process, which saves the seconds that imports take."""
     module, argv, where = load_script(script), sys.argv, Path.cwd()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     logging.getLogger().handlers, kept = [], logging.getLogger().handlers

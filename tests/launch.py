@@ -1,6 +1,10 @@
-"""Scripts one after the other in one interpreter: `launch.py JOBS.json`, a list of [script, constants, flags].
+"""Runs several scripts one after another in a single interpreter.
 
-Constants are of the script itself or, with a module's name before them, of a module: what is a matter of scale.
+    python tests/launch.py jobs.json
+
+The file holds a list of jobs [script, constants, flags]. The constants are changed before the script runs, for
+example to make shards smaller: {"modernbert_small.label.shards.ROWS_PER_SHARD": 3}. A name without a module is a
+constant of the script itself.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""SIGKILL at random moments of each phase, then the same command again: the artefacts of an undisturbed run.
+"""Each phase is killed with SIGKILL at random moments and run again; it must write what an undisturbed run writes.
 
-Not part of the suite: `make soak`. Processes are forked from one that has imported everything, so that the moments
-fall into the phase's work.
+This is not part of the test suite; `make soak` runs it. The processes are forked from one that has imported everything
+already, so that the kills fall into the phase's own work and not into its imports.
 """
 
 import json
@@ -48,7 +48,7 @@ JOBS = {
     "mlm": (SCRIPTS[2], {}, ["--model_name_or_path", "init", "--train_file", "corpus", *TRAINING]),
     "labels": (
         SCRIPTS[3],
-        {"ROWS_PER_SHARD": 3},
+        {"modernbert_small.label.shards.ROWS_PER_SHARD": 3},
         [
             *("--teacher_name_or_path", "small/teacher", "--train_file", "corpus", "--embedding_dim", "16"),
             *("--pca_sample_size", "30", "--teacher_output_dir", "cut/teacher"),
@@ -66,7 +66,7 @@ JOBS = {
 
 
 def run_job(folder, script, constants, flags):
-    """In the forked process: a script's main, with smaller shards."""
+    """Run a script's `main` in the forked process, with constants changed so that shards are small."""
     os.chdir(folder)
     log = os.open("log.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
@@ -80,7 +80,7 @@ def run_job(folder, script, constants, flags):
 
 
 def attempt(folder, job, seconds=None):
-    """Run a phase, to its end or until it is killed; whether it was."""
+    """Run a phase to its end, or kill it after some seconds; returns whether it was killed."""
     script, constants, flags = job
     process = CONTEXT.Process(target=run_job, args=(folder, script, constants, [*flags, "--output_dir", "cut/out"]))
     process.start()
@@ -94,13 +94,13 @@ def attempt(folder, job, seconds=None):
 
 
 def forget(folder):
-    """Remove what the phase wrote, caches beside the data too."""
+    """Remove what the phase wrote, and the caches of tokens beside its inputs."""
     for path in (folder / "cut", *folder.glob("*.tokens")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def assert_same(whole, cut):
-    """The same files; data to the byte, weights to 1e-4; the same counts."""
+    """Both folders hold the same files and counts. Data are equal to the byte, weights to within 1e-4."""
     names, others = (
         {
             str(path.relative_to(out))

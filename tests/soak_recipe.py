@@ -1,4 +1,4 @@
-"""The recipe's file offline, with the cache that the bare commands warmed: the same corpus and labels."""
+"""recipes/v2.yaml, run offline from a filled cache, must give the same corpus and labels as the bare commands."""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Many texts and files that no one would write, through what reads them. Not part of the suite: `make soak`."""
+"""Thousands of texts and files that no one would write, given to the code that reads them.
+
+This is not part of the test suite; `make soak` runs it.
+"""
 
 import string
 

@@ -8,7 +8,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from modernbert_small.initialise.agreement import Moments, evenly_matched_layers, layer_agreement
 from modernbert_small.packed.tokens import TokenStore
-from modernbert_small.pretrain.masking import MaskedLMDataset
+from modernbert_small.pretrain.masking import MaskedLMDataset, padded_batches
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -47,10 +52,29 @@ def test_a_model_agrees_with_itself(dataset, tmp_path):
     model = tiny_modernbert(tmp_path, tiny_tokenizer(tmp_path))
     whole = layer_agreement(model, model, dataset, 400, 0, projection=torch.eye(16))
     assert whole == {"teacher_layers": [0, 1, 2, 3], "explained_variance": [1.0] * 4, "cka": [1.0] * 4}
-    half = torch.linalg.qr(torch.randn(16, 8))[0].T
+    directions = torch.linalg.qr(torch.randn(16, 16))[0].T
+    half, rest = directions[:8], directions[8:]
     part = layer_agreement(model, model, dataset, 400, 0, projection=half)
-    rest = layer_agreement(model, model, dataset, 400, 0, projection=torch.linalg.svd(half)[2][8:])
-    np.testing.assert_allclose(np.add(part["explained_variance"], rest["explained_variance"]), 1, atol=2e-4)
+    other = layer_agreement(model, model, dataset, 400, 0, projection=rest)
+    np.testing.assert_allclose(np.add(part["explained_variance"], other["explained_variance"]), 1, atol=2e-4)
+
+
+def test_explained_variance_is_that_of_the_projected_states(dataset, tmp_path):
+    model = tiny_modernbert(tmp_path, tiny_tokenizer(tmp_path))
+    P = torch.linalg.qr(torch.randn(16, 5))[0].T
+    states = [[] for _ in range(4)]
+    with torch.no_grad():
+        for input_ids, attention_mask, _ in padded_batches(dataset, 400, 0, ""):
+            outputs = model.model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+            for kept, h in zip(states, outputs.hidden_states[1:], strict=True):
+                kept += h[attention_mask.bool()].double().numpy().tolist()
+    expected = []
+    for layer in states:
+        h = np.array(layer)
+        h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5)
+        expected.append((h @ P.double().numpy().T).var(0).sum() / h.var(0).sum())
+    report = layer_agreement(model, model, dataset, 400, 0, projection=P)
+    np.testing.assert_allclose(report["explained_variance"], expected, atol=1e-4)
 
 
 def test_any_architecture_is_compared_by_depth(dataset, tmp_path):

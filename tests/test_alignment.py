@@ -1,3 +1,5 @@
+"""The rotation that aligns a student: against a known rotation, SciPy, and the model before it was turned."""
+
 import numpy as np
 import pytest
 import torch

@@ -127,7 +127,7 @@ def test_a_mix_of_two_runs_is_refused(tmp_path, change, said):
 def test_a_phase_for_one_process_refuses_two(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="create_dataset is work for one process, found 2; start it with python"):
-        make(tmp_path / "out", phase="create_dataset")
+        begin("create_dataset", str(tmp_path / "out"), {}, {}, one_process=True)
 
 
 def test_foreign_files_are_not_touched(tmp_path):

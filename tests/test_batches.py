@@ -1,9 +1,10 @@
-"""Batches: every row once, equal tokens, the same for a seed, dealt without loss."""
+"""Batches hold every row once and equally many tokens, are the same for a seed, and are dealt to processes."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DataCollatorWithFlattening
 
 from modernbert_small.packed.batches import PackedSampler, packed_features
 
@@ -44,7 +45,7 @@ def test_position_in_an_epoch_does_not_depend_on_length() -> None:
     for seed in range(20):
         order = np.concatenate([batch.rows for batch in PackedSampler(lengths, 500, seed)])
         positions.append(np.flatnonzero(lengths[order] == 50).mean())
-    # The mean position of 500 of 1,000 rows has a standard deviation of about 9 under an unbiased shuffle.
+    # In an unbiased shuffle, the mean position of 500 of 1,000 rows has a standard deviation of about 9.
     assert abs(np.mean(positions) - 499.5) < 4 * 9 / np.sqrt(20)
 
 
@@ -76,3 +77,20 @@ def test_packed_features_by_hand() -> None:
     assert features["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
     assert features["cu_seq_lens_q"].tolist() == [0, 3, 5, 6]
     assert features["max_length_q"] == 3
+
+
+@settings(deadline=None, max_examples=30)
+@given(LENGTHS, st.integers(0, 1000))
+def test_packed_features_are_those_of_transformers_collator(lengths: np.ndarray, seed: int) -> None:
+    tokens = np.random.default_rng(seed).integers(0, 50_000, lengths.sum())
+    rows = [{"input_ids": row} for row in np.split(tokens, np.cumsum(lengths)[:-1])]
+    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
+    del expected["labels"]
+    features = packed_features(tokens, lengths)
+    assert features.keys() == expected.keys()
+    for name, value in expected.items():
+        if name.startswith("max_length"):
+            assert features[name] == value
+            continue
+        assert features[name].dtype == value.dtype, name
+        assert features[name].tolist() == value.tolist(), name

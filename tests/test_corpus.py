@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modernbert_small.corpus import build as corpus
-from modernbert_small.corpus.build import RowStream, merge, spill_source, write_splits
+from modernbert_small.corpus.build import merge, spill_source, write_splits
 from modernbert_small.corpus.sources import Source
 from modernbert_small.corpus.text import Chunker, normalise
+from modernbert_small.run.shards import RowStream
 
 SEED = 7
 
@@ -128,7 +129,7 @@ def test_row_stream_cuts_tables_as_one(sizes, step):
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     stream = RowStream(whole.slice(start, size) for start, size in zip(starts, sizes, strict=True))
     taken = []
-    while (table := stream.take(step)).num_rows:
+    while (table := stream.take(step)) is not None:
         taken.append(table)
     assert all(table.num_rows == step for table in taken[:-1])
     assert pa.concat_tables([whole.slice(0, 0), *taken]).equals(whole)

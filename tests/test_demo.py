@@ -1,13 +1,16 @@
-"""The demo as a process that gets stopped."""
+"""A demo that is stopped, and the retrieval set that it makes."""
 
 import os
 import signal
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from modernbert_small import demo
+from modernbert_small.evaluation.sets import RetrievalSet, load_evaluation_sets
 from modernbert_small.run.errors import Terminated, raise_stop
 
 PHASE = """
@@ -46,3 +49,31 @@ def test_a_stopped_demo_lets_its_phase_save(tmp_path, monkeypatch, number, raise
     finally:
         signal.signal(number, earlier)
     assert (tmp_path / "saved").exists()
+
+
+def test_held_out_summaries_are_asked_among_all_bodies(tmp_path, monkeypatch):
+    """A query that is held out without its body, and a document that is one, are no queries; bodies are kept once."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = {"text": ["Close the file.", "Sort a list.", "No body.", "A body."], "kind": [demo.QUERY] * 3 + ["document"]}
+    pq.write_table(pa.table(rows), corpus / "validation-00000-of-00001.parquet")
+    pairs = [
+        ("Trained on.", "It trains."),
+        ("Close the file.", "Flush it first."),
+        ("Sort a list.", "In place."),
+        ("Close the file.", "In place."),
+        (None, "A body."),
+    ]
+    monkeypatch.setattr(demo, "read_pairs", lambda folder: iter(pairs))
+    demo.write_retrieval_set(corpus, tmp_path / "set", "Docs")
+    assert load_evaluation_sets("--datasets", [str(tmp_path / "set")]) == (
+        [
+            RetrievalSet(
+                "Docs",
+                {"q0": "Close the file.", "q1": "Sort a list."},
+                {"d0": "It trains.", "d1": "Flush it first.", "d2": "In place.", "d3": "A body."},
+                {"q0": {"d1", "d2"}, "q1": {"d2"}},
+            )
+        ],
+        [],
+    )

@@ -1,4 +1,4 @@
-"""Phase 5's labels, loss and alignment against what they should be."""
+"""Phase 5: labels against the Parquet, the loss in float64 and the alignment against a known rotation."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,9 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
 from modernbert_small.algebra import unit_vectors
-from modernbert_small.distil.trainer import DistillationDataset, DistillationTrainer, align, load_labels
+from modernbert_small.distil.alignment import align
+from modernbert_small.distil.labels import DistillationDataset, load_labels
+from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import PackedSampler
 from modernbert_small.packed.tokens import tokenize_split
@@ -53,11 +55,17 @@ def test_labels_are_mapped_as_written(setting, tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"), [(np.full(D, np.nan), "label of row 2 has length nan"), (np.full(D, 1.0), "length 4.0, expected")]
 )
-def test_a_bad_label_is_one_line(tmp_path, row, said):
+def test_a_label_that_is_not_of_unit_length_is_refused(tmp_path, row, said):
     labels = unit_vectors(np.random.default_rng(0).normal(size=(4, D)).astype(np.float32))
     labels[2] = row
     write_data(tmp_path / "distil", labels)
     with pytest.raises(UserError, match=said):
+        load_labels(tmp_path / "distil", "train")
+
+
+def test_labels_without_rows_are_refused(tmp_path):
+    write_data(tmp_path / "distil", np.zeros((0, D), np.float32), [])
+    with pytest.raises(UserError, match="found no rows, expected labels"):
         load_labels(tmp_path / "distil", "train")
 
 
@@ -72,7 +80,7 @@ def trainer(student, dataset, folder, **arguments):
 
 
 def test_every_row_weighs_the_same_whatever_its_batch(setting, tmp_path):
-    """Mean of the batches' losses = the mean over all rows of |e - y|^2, in float64."""
+    """The mean of the batches' losses is the mean of |e - y|^2 over all rows, which is computed in float64."""
     student, dataset = setting
     texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
     embeddings = student.encode(texts).astype(np.float64)

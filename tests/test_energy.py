@@ -13,7 +13,7 @@ from modernbert_small.run.energy import gpu_joules
 def test_without_a_gpu_nothing_is_known(tmp_path):
     if not torch.cuda.is_available():
         assert gpu_joules() is None
-    run = begin("create_dataset", str(tmp_path / "out"), {}, {})
+    run = begin("create_dataset", str(tmp_path / "out"), {}, {}, uses_gpu=False)
     run.start()
     assert "gpu_joules" not in run.finish({})
 
@@ -43,6 +43,12 @@ def test_a_run_records_what_its_gpus_drew(tmp_path, two_gpus, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     before = gpu_joules()
     assert gpu_joules() - before == 1.5  # of one process, its own GPU
+
+
+def test_a_run_without_a_gpu_does_not_ask_for_it(tmp_path, two_gpus):
+    run = begin("phase", str(tmp_path / "out"), {}, {}, uses_gpu=False)
+    run.start()
+    assert "gpu_joules" not in run.finish({})
 
 
 def test_a_driver_that_does_not_count_is_no_error(tmp_path, two_gpus, monkeypatch):

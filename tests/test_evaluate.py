@@ -17,9 +17,11 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluate import mteb_scores
-from modernbert_small.evaluation.account import account, format_account, sample_searches, split_projection, systems
+from modernbert_small.evaluation.account import account, format_account
 from modernbert_small.evaluation.metrics import mean_ratio_interval, ndcg_at_10, similarities, truncated
+from modernbert_small.evaluation.searches import sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
+from modernbert_small.evaluation.systems import project, split_projection, student_scores, teacher_scores
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
@@ -61,6 +63,11 @@ def test_the_interval_is_scipys():
     assert mean_ratio_interval([(b, b)]) == (1, 1)
 
 
+def test_samples_in_which_the_teacher_finds_nothing_have_no_ratio():
+    """Of two queries the teacher finds one: every sample that has it gives the same ratio."""
+    assert mean_ratio_interval([(np.array([0.4, 0.0]), np.array([0.8, 0.0]))]) == (0.5, 0.5)
+
+
 def test_smaller_vectors_by_hand():
     x = np.array([[3.0, 4.0, 12.0]]) / 13
     np.testing.assert_allclose(truncated(x, 2), [[0.6, 0.8]])
@@ -79,6 +86,7 @@ def test_int8_is_near_to_float():
 @pytest.fixture
 def models(tmp_path):
     """A teacher of width 24, the same reduced to 16, and two retrieval and pair sets."""
+    torch.manual_seed(0)
     whole = tiny_sentence_transformer(tmp_path / "t", "bert", width=24)
     dense = Dense(24, 16, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.linalg.qr(torch.randn(24, 16))[0].T.contiguous()
@@ -122,12 +130,16 @@ def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
     assert "| Spearman | pairs |" in text
 
 
-def test_steps_there_are():
-    T, S = ([unit_vectors(np.random.default_rng(0).normal(size=(5, width))) for _ in "qd"] for width in (24, 16))
-    projection = np.eye(24)[:, :16]
-    assert list(systems(T, None, projection)) == ["teacher", "teacher, projected"]
-    assert "student, 8 values" in systems(T, S, projection)
-    assert "student's queries, teacher's documents" not in systems(T, S, None)
+def test_only_vectors_of_one_width_are_mixed():
+    rng = np.random.default_rng(0)
+    T, S = ([unit_vectors(rng.normal(size=(5, width))) for _ in range(2)] for width in (24, 16))
+    projected = project(T, np.eye(24)[:, :16])
+    mixed = "student's queries, teacher's documents"
+    np.testing.assert_allclose(student_scores(S, projected)[mixed], S[0] @ projected[1].T)
+    assert mixed not in student_scores(S, T)
+    assert "student, 8 values" in student_scores(S, T)
+    assert list(teacher_scores(T, projected)) == ["teacher", "teacher, projected"]
+    assert list(teacher_scores(T, None)) == ["teacher"]
 
 
 def test_searches_by_hand():
@@ -153,6 +165,48 @@ def test_five_searches_of_several_sets(models):
     assert [search["set"] for search in record["searches"]] == ["A", "A", "B", "B", "C"]
 
 
+def without_answers(dataset, teacher):
+    """The same queries, to each of which only the document that the teacher ranks last is relevant."""
+    queries, documents = (list(texts.values()) for texts in (dataset.queries, dataset.corpus))
+    scores = teacher.encode(queries) @ teacher.encode(documents).T
+    last = [list(dataset.corpus)[i] for i in scores.argmin(1)]
+    relevant = {query: {document} for query, document in zip(dataset.queries, last, strict=True)}
+    return RetrievalSet("Nothing", dataset.queries, dataset.corpus, relevant)
+
+
+@pytest.mark.parametrize("has_student", [False, True])
+def test_a_set_on_which_the_teacher_finds_nothing_is_refused(models, has_student):
+    whole, _, retrieval, _ = models
+
+    class NeverAsked(SentenceTransformer):
+        def encode(self, *args, **kwargs):
+            raise AssertionError("the student must not be measured on a set that is refused")
+
+    student = NeverAsked(modules=list(whole), device="cpu") if has_student else None
+    with pytest.raises(UserError, match=r"--datasets Nothing: the teacher's nDCG@10 is 0: .*2 queries.*; leave this s"):
+        account(student, whole, False, [without_answers(retrieval, whole)], flag="--datasets")
+
+
+def test_without_a_flag_such_a_set_is_left_out_with_a_warning(models, caplog):
+    """After a training, the account must neither fail nor divide by nothing."""
+    whole, reduced, retrieval, pairs = models
+    nothing = without_answers(retrieval, whole)
+    record = account(reduced, reduced, True, [nothing, retrieval], [pairs])
+    expected = account(reduced, reduced, True, [retrieval], [pairs])
+    assert record["left_out"] == ["Nothing"]
+    for part in ("retrieval", "grid", "queries", "pairs"):
+        assert record[part] == expected[part]
+    assert {search["set"] for search in record["searches"]} == {"Toy"}
+    assert "Nothing: the teacher's nDCG@10 is 0" in caplog.text
+    assert "LEFT OUT" in caplog.text
+    text = format_account(record)
+    assert "Left out, since the teacher's nDCG@10 is 0 there: Nothing." in text
+
+    alone = account(reduced, reduced, True, [nothing])
+    assert (alone["retrieval"], alone["grid"], alone["cost"], alone["left_out"]) == ([], {}, {}, ["Nothing"])
+    assert format_account(alone) == "Left out, since the teacher's nDCG@10 is 0 there: Nothing."
+
+
 def test_only_the_ceiling(models):
     _, reduced, retrieval, _ = models
     record = account(None, reduced, True, [retrieval])
@@ -175,6 +229,9 @@ def test_the_command(models, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| teacher, projected |" in done.stdout
     assert json.loads((tmp_path / "account.json").read_text())["retrieval"][0]["system"] == "teacher"
-    if importlib.util.find_spec("mteb") is None:
-        with pytest.raises(UserError, match=r"--mteb: the package mteb is missing; install it"):
-            mteb_scores({}, ["STSBenchmark"])
+
+
+def test_a_missing_mteb_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--mteb: the package mteb is missing; install it"):
+        mteb_scores({}, ["STSBenchmark"])

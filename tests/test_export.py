@@ -1,4 +1,4 @@
-"""Exporting: errors and parity everywhere; the graphs themselves where the extras are installed."""
+"""Exporting: errors and parity; where the extras are installed, the graphs too."""
 
 import importlib.util
 import json
@@ -113,6 +113,26 @@ def test_a_failed_check_leaves_nothing(student, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the lowest cosine"):
         run(monkeypatch, tmp_path / "model", "--format", "onnx")
     assert not list(tmp_path.glob("model-*"))
+
+
+def test_an_interrupted_export_begins_anew(student, tmp_path, monkeypatch):
+    student.save_pretrained(str(tmp_path / "model"))
+    monkeypatch.setattr(module, "require_extra", lambda name: None)
+
+    def interrupt(model, folder, *_):
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "export", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path / "model", "--format", "onnx")
+    monkeypatch.setattr(module, "export", lambda model, folder, *_: (folder / "whole").touch())
+    speed = {"system": "onnx float32", "megabytes": 1, "text_milliseconds": 1, "texts_per_second": 1}
+    record = {"texts": 1, "lowest_cosine": 1, "mean_cosine": 1, "speed": [speed], "ndcg": {}}
+    monkeypatch.setattr(module, "check", lambda *_: record)
+    run(monkeypatch, tmp_path / "model", "--format", "onnx")
+    assert {path.name for path in (tmp_path / "model-onnx-float32").iterdir()} == {"run.json", "whole"}
+    assert json.loads((tmp_path / "model-onnx-float32/run.json").read_text())["resumed"] is False
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("onnx", "float32"), ("onnx", "int8"), ("openvino", "int8")])

@@ -1,9 +1,11 @@
 """GUIDE's projections against matrices written out entry by entry."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from modernbert_small.initialise.guide import (
     principal_basis,
@@ -15,6 +17,8 @@ from modernbert_small.initialise.guide import (
     transfer_embeddings,
     transfer_first_layer,
 )
+from modernbert_small.initialise.transfer import transfer, usable_init
+from modernbert_small.run.errors import UserError
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -47,14 +51,15 @@ def tiny_model(
     return model
 
 
-def test_principal_basis_is_sklearns_pca() -> None:
-    decomposition = pytest.importorskip("sklearn.decomposition")
+def test_principal_basis_is_the_svd_of_the_centred_vectors() -> None:
     vectors = random(200, 12) @ torch.diag(torch.linspace(3, 0.1, 12, dtype=torch.float64)) + 5
     basis, explained = principal_basis(vectors, 5)
-    reference = decomposition.PCA(5, svd_solver="full").fit(vectors.numpy())
-    np.testing.assert_allclose(np.abs(np.diag(basis.T.numpy() @ reference.components_.T)), 1, atol=1e-9)
-    np.testing.assert_allclose(explained.numpy(), reference.explained_variance_ratio_, atol=1e-9)
+    centred = vectors.numpy() - vectors.numpy().mean(0)
+    _, values, directions = np.linalg.svd(centred)
+    np.testing.assert_allclose(np.abs(np.diag(directions[:5] @ basis.numpy())), 1, atol=1e-9)
+    np.testing.assert_allclose(explained.numpy(), values[:5] ** 2 / (centred**2).sum(), atol=1e-9)
     torch.testing.assert_close(basis.T @ basis, torch.eye(5, dtype=torch.float64))
+    assert all(column[column.abs().argmax()] > 0 for column in basis.T)
 
 
 def test_principal_basis_refuses_what_it_cannot_do() -> None:
@@ -114,28 +119,37 @@ def test_project_mlp_keeps_pairs() -> None:
 
 def test_project_norm_is_the_best_diagonal() -> None:
     weight, basis = random(6), orthonormal(6, 3)
-    matrix = basis.T @ torch.diag(weight) @ basis
-    torch.testing.assert_close(project_norm(weight, basis), torch.diagonal(matrix))
+    matrix = np.zeros((3, 3))
+    for i, j, k in itertools.product(range(3), range(3), range(6)):
+        matrix[i, j] += basis[k, i].item() * weight[k].item() * basis[k, j].item()
+    # One column for each entry of the diagonal: the diagonal matrix that has a one there, flattened.
+    diagonals = np.stack([np.diag(row).ravel() for row in np.eye(3)], 1)
+    best = np.linalg.lstsq(diagonals, matrix.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(project_norm(weight, basis).numpy(), best, atol=1e-12)
 
 
-def test_embeddings_keep_their_differences() -> None:
+def test_embeddings_on_eight_dimensions_keep_their_distances() -> None:
     teacher, student = tiny_model(16), tiny_model(8, seed=1)
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight.copy_(random(50, 8) @ random(8, 16, seed=1) + 3)
     embeddings = teacher.get_input_embeddings().weight.detach()
     basis, _ = principal_basis(embeddings, 8)
     transfer_embeddings(student, embeddings, basis)
-    got = student.get_input_embeddings().weight.detach().double()
-    expected = (embeddings.double() @ basis).numpy()
-    np.testing.assert_allclose((got[3] - got[7]).numpy(), expected[3] - expected[7], atol=1e-5)
+    got = student.get_input_embeddings().weight.detach()
+    for i, j in itertools.combinations(range(50), 2):
+        before, after = (float((table[i] - table[j]).norm()) for table in (embeddings, got))
+        assert after == pytest.approx(before, rel=1e-4)
     assert student.decoder.weight is student.get_input_embeddings().weight
-    np.testing.assert_allclose(got.mean(0).numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(got.mean(0).numpy(), 0, atol=1e-5)
 
 
-def test_first_layer_and_head_at_full_width_are_the_teachers() -> None:
-    """With a full, signed-permutation basis the student must be the teacher, so every factor is in its place."""
+def test_with_a_permutation_of_the_width_the_student_is_the_teacher() -> None:
+    """The norms, GELU and all inner products treat the dimensions alike, so their order makes no difference."""
     teacher, student = tiny_model(8, layers=1), tiny_model(8, layers=1, seed=1)
-    names = transfer_first_layer(student, teacher, torch.eye(8, dtype=torch.float64))
+    basis = torch.eye(8, dtype=torch.float64)[:, [3, 7, 0, 5, 1, 6, 2, 4]]  # its inverse is another permutation
+    names = transfer_first_layer(student, teacher, basis)
     with torch.no_grad():
-        student.get_input_embeddings().weight.copy_(teacher.get_input_embeddings().weight)
+        student.get_input_embeddings().weight.copy_(teacher.get_input_embeddings().weight.double() @ basis)
         # Folded into their readers, these start at one.
         student.model.layers[0].mlp_norm.weight.fill_(1)
         student.model.final_norm.weight.fill_(1)
@@ -165,3 +179,22 @@ def test_student_config_inherits_all_but_sizes() -> None:
     assert (config.local_attention, config.norm_eps, config.hidden_size) == (64, 1e-6, 384)
     assert config.rope_parameters == teacher.rope_parameters
     assert config.layer_types[:4] == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+
+
+def test_a_teacher_that_is_no_modernbert_gives_its_embeddings_alone() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertForMaskedLM(BertConfig(vocab_size=50, **sizes))
+    assert [usable_init(name, bert) for name in ("guide", "embeddings", "random")] == [
+        "embeddings",
+        "embeddings",
+        "random",
+    ]
+    with pytest.raises(UserError, match="all_layers needs a ModernBERT"):
+        usable_init("all_layers", bert)
+    assert usable_init("guide", tiny_model(16)) == "guide"
+    student = tiny_model(8)
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    names = transfer("embeddings", student, bert).names
+    changed = [name for name, value in student.named_parameters() if not torch.equal(value, before[name])]
+    assert names == changed == ["model.embeddings.tok_embeddings.weight"]

@@ -1,14 +1,13 @@
 """Labels against SentenceTransformer.encode, for packed and padded teachers, prompts and any budget."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SENTENCES, tiny_sentence_transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from modernbert_small.label.labeller import Labeller, Sample, read_blocks
+from modernbert_small.label.labeller import Labeller
+from modernbert_small.label.sample import Sample
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
@@ -74,15 +73,6 @@ def test_a_pooling_without_the_prompt_is_refused(tmp_path):
     next(module for module in teacher if isinstance(module, Pooling)).include_prompt = False
     with pytest.raises(UserError, match="pooling leaves its prompt out"):
         Labeller(teacher, CPU, 1000, "auto")
-
-
-def test_blocks_are_all_rows_in_order_across_files(tmp_path):
-    files = []
-    for index, rows in enumerate(([0, 1, 2], [], [3], list(range(4, 11)))):
-        files.append(tmp_path / f"{index}.parquet")
-        pq.write_table(pa.table({"n": pa.array(rows, pa.int64())}), files[-1])
-    blocks = [block["n"].to_pylist() for block in read_blocks(files, ["n"], 4)]
-    assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
 def test_texts_longer_than_the_teacher_reads_are_counted(tmp_path):

@@ -1,4 +1,4 @@
-"""Masking: the right share, never special tokens, labels only where something is hidden."""
+"""Masking: the right share of tokens, never special tokens, labels for masked tokens alone; and the loss."""
 
 import numpy as np
 import pytest
@@ -15,33 +15,37 @@ SPECIAL, MASK, VOCABULARY = np.array([0, 1, 2, 3]), 3, 1000
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=200), st.integers(0, 10_000))
-def test_what_is_hidden_is_labelled_and_the_rest_untouched(tokens: list[int], seed: int) -> None:
+def test_masked_tokens_have_labels_and_others_stay_as_they_are(tokens: list[int], seed: int) -> None:
     before = np.array(tokens)
     input_ids, labels = mask_tokens(before.copy(), SPECIAL, MASK, VOCABULARY, 0.3, np.random.default_rng(seed))
-    hidden = labels != IGNORED
-    assert (labels[hidden] == before[hidden]).all()
-    assert (input_ids[~hidden] == before[~hidden]).all()
-    assert not np.isin(before[hidden], SPECIAL).any()
-    assert hidden.any() == (~np.isin(before, SPECIAL)).any()
+    masked = labels != IGNORED
+    assert (labels[masked] == before[masked]).all()
+    assert (input_ids[~masked] == before[~masked]).all()
+    assert not np.isin(before[masked], SPECIAL).any()
+    assert masked.any() == (~np.isin(before, SPECIAL)).any()
 
 
 def test_shares() -> None:
     tokens = np.random.default_rng(0).integers(4, VOCABULARY, 200_000)
     input_ids, labels = mask_tokens(tokens, SPECIAL, MASK, VOCABULARY, 0.3, np.random.default_rng(1))
-    hidden = labels != IGNORED
-    assert abs(hidden.mean() - 0.3) < 0.005
-    assert abs((input_ids[hidden] == MASK).mean() - 0.8) < 0.01
-    assert abs((input_ids[hidden] == tokens[hidden]).mean() - 0.1) < 0.01
+    masked = labels != IGNORED
+    assert abs(masked.mean() - 0.3) < 0.005
+    assert abs((input_ids[masked] == MASK).mean() - 0.8) < 0.01
+    assert abs((input_ids[masked] == tokens[masked]).mean() - 0.1) < 0.01
+    is_random = masked & (input_ids != MASK) & (input_ids != tokens)
+    assert abs(is_random.sum() / masked.sum() - 0.1) < 0.01
+    tenths = np.histogram(input_ids[is_random], 10, (0, VOCABULARY))[0] / is_random.sum()
+    assert abs(tenths - 0.1).max() < 0.02  # random tokens come from the whole vocabulary
 
 
-def test_the_same_seed_hides_the_same_tokens() -> None:
+def test_the_same_seed_masks_the_same_tokens() -> None:
     tokens = np.arange(4, 204)
     first, second = (mask_tokens(tokens, SPECIAL, MASK, 1000, 0.3, np.random.default_rng((4, 0, 2))) for _ in range(2))
     assert (first[0] == second[0]).all()
     assert (first[1] == second[1]).all()
 
 
-def test_a_tokens_fate_does_not_depend_on_its_batch() -> None:
+def test_the_masking_of_a_token_does_not_depend_on_its_batch() -> None:
     tokens = np.random.default_rng(0).integers(0, 1000, 300)
 
     def masked(first: int, last: int) -> np.ndarray:

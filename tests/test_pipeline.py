@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers import ROOT, SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
+from records import FOLDERS, fixture, names
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
+
+pytestmark = pytest.mark.xdist_group("pipeline")  # one worker runs what its fixture makes
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
@@ -108,6 +111,7 @@ def test_checkpoints_load(finished):
     report = json.loads((folder / "checkpoints/init/run.json").read_text())
     assert set(report["heldout_mlm_loss"]) == {"teacher", "student", "random student"}
     assert any(name.startswith("model.layers.0.") for name in report["transferred"])
+    assert report["init_used"] == "guide"
     assert len(report["layers"]["cka"]) == len(report["layers"]["explained_variance"]) == 4
 
 
@@ -181,6 +185,13 @@ def test_run_json_says_what_was_made_from_what(finished, artefact, script):
     assert record["wall_seconds"] > 0
     assert record["inputs"]
     assert {"settings", "versions", "git_commit", "started"} <= set(record)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_kept_records_have_the_names_of_a_real_run(finished, folder):
+    root, _ = finished  # if this fails: python tests/records.py FOLDER
+    real = json.loads((root / folder / "run.json").read_text())
+    assert names(real) == names(json.loads(fixture(folder).read_text()))
 
 
 def test_nothing_is_left_half_written_or_pickled(finished):

@@ -1,4 +1,4 @@
-"""Items made ahead: the same, in order, at most so many ready, errors in their turn."""
+"""Items made ahead are the same in the same order; only so many are ready; errors come in their turn."""
 
 import threading
 
@@ -21,14 +21,19 @@ def test_the_items_in_order_made_elsewhere():
 
 
 def test_no_more_than_asked_for_are_ready():
-    made = []
-    stream = ahead((made.append(number) or number for number in range(50)), 2)
-    for number in stream:
-        assert len(made) <= number + 4
-        if number == 10:
-            break
+    depth, made = 2, []
+
+    def items():
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    stream = ahead(items(), depth)
+    for number in range(10):
+        assert next(stream) == number
+        assert len(made) <= number + 1 + depth
     stream.close()
-    assert len(made) < 20
+    assert len(made) <= 10 + depth
 
 
 def test_an_error_comes_in_its_turn():

@@ -17,6 +17,8 @@ from test_retrieval import write_set
 
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
+pytestmark = pytest.mark.xdist_group("processes")  # one worker runs what its fixture makes
+
 LAUNCH = ROOT / "tests" / "launch.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
@@ -52,7 +54,7 @@ def jobs(out, tokens_per_batch, labels=None):
     phase_5 = [*data, "--model_name_or_path", "init", "--eval_datasets", "evaluation", "--output_dir", f"{out}/model"]
     phase_3 = ["--train_file", "corpus", "--model_name_or_path", "init", "--output_dir", f"{out}/mlm"]
     return [
-        [PHASE_4, {"ROWS_PER_SHARD": 16}, phase_4],
+        [PHASE_4, {"modernbert_small.label.shards.ROWS_PER_SHARD": 16}, phase_4],
         [PHASE_3, {}, phase_3 + training],
         [PHASE_5, {}, phase_5 + training],
     ]

@@ -1,4 +1,4 @@
-"""Without a terminal, progress is a line every half minute."""
+"""Progress without a terminal: a log line every half minute."""
 
 import logging
 
@@ -8,7 +8,7 @@ from modernbert_small.run.progress import ProgressBar
 
 def test_lines_when_there_is_no_terminal(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    clock = iter(range(0, 1000, 20))
+    clock = iter(range(0, 1000, 20))  # seconds; 20 pass with each look
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with ProgressBar(4000, "reading") as bar:
         for _ in range(4):

@@ -1,6 +1,5 @@
 """The report: what it finds, what it says, what it leaves out; that no text is markup, and nothing is loaded."""
 
-import html
 import json
 import re
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from helpers import ROOT
-from records import HASH, write_records
+from records import edit, lengthen_history, write_records
 
 from modernbert_small.report import build, write_report
 from modernbert_small.reporting import plots
@@ -18,8 +17,8 @@ from modernbert_small.run.artefacts import find_records
 from modernbert_small.run.errors import UserError
 
 EVIL = "<script>alert('&$x$\"')</script>"
-TITLES = ["Corpus", "Inheritance", "Language", "Projection", "Labels", "Distillation", "The gap", "Smaller vectors",
-          "Size and speed", "Searches", "Provenance"]  # fmt: skip
+TITLES = ["Corpus", "Initialisation", "Pre-training", "Projection", "Labels", "Distillation", "Student and teacher",
+          "Smaller vectors", "Size and speed", "Searches", "Provenance"]  # fmt: skip
 VOID = ("meta", "link", "br")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -53,15 +52,21 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    """The folder of a finished model, seen from where it was made."""
+    """The folder of a finished model, seen from where it was made; its training curves are long."""
     monkeypatch.chdir(tmp_path)
-    return Path(write_records(tmp_path))
+    folder = Path(write_records(tmp_path))
+    for trained in ("checkpoints/mlm", folder):
+        edit(trained, lengthen_history)
+    return folder
 
 
-def edit(folder, change):
-    record = json.loads((Path(folder) / "run.json").read_text())
-    change(record)
-    (Path(folder) / "run.json").write_text(json.dumps(record))
+@pytest.fixture
+def no_plots(monkeypatch):
+    monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")  # drawing takes most of the time
+
+
+def read(folder):
+    return json.loads((Path(folder) / "run.json").read_text())
 
 
 def headings(text):
@@ -82,55 +87,82 @@ def test_the_page_stands_alone(model):
 
 
 def test_what_was_measured_is_there(model):
+    edit("data/distil", lambda record: record.update(wall_seconds=2874.2, gpu_joules=6.3e6))  # of a GPU
     page = Page(write_report(str(model)).read_text())
-    corpus = ("26,142", "5.37 M", "4,801,220", "236", "980")
-    phases = ("Random student", "10.420", "Nats a hidden token", "8,123", "90.2 %", "5.21 M", "0.8971")
-    account = ("93.1 %", "of the teacher’s (90.1 – 95.5 %)", "student's queries, teacher's documents", "0.850")
-    cost = ("192 bytes", "4 bytes", "10.2 M", "2.7 × the teacher’s", "9.8")
-    search = ("does vitamin D prevent falls", "✓ relevant", "0.81")
-    for words in (*corpus, *phases, *account, *cost, *search, HASH, "47.9 min, 1,750 Wh by GPUs", "2.13.0"):
+    init, distil = read("checkpoints/init"), read(model)
+    account, cost = distil["account"], distil["account"]["cost"]["student"]
+    assert account["retrieval"][2]["interval"] == [1.585, 1.585]
+    assert init["settings"]["init"] == "guide"
+    corpus = ("Training texts", "180", "5.57 k", "4,177", "28", "Contaminated", "own")
+    phases = (
+        "guide",
+        "Random student",
+        f"{init['heldout_mlm_loss']['random student']:.3f}",
+        "Nats per masked token",
+        f"{read('checkpoints/mlm')['train_tokens_per_second']:,}",
+        f"{100 * read('checkpoints/teacher')['projection']['explained_energy']:.1f} %",
+        "5.33 k",
+        f"{distil['heldout_similarity']:.4f}",
+    )
+    quality = ("158.5 %", "of the teacher’s (158.5 – 158.5 %)", "student's queries, teacher's documents", "0.631")
+    size = ("64 bytes", "2 bytes", "14.8 k", "0.49 × the teacher’s", f"{cost['query_milliseconds']:.1f}")
+    search = ("eins", "✓ relevant", f"{account['searches'][0]['results']['student'][0]['score']:.2f}")
+    origin = ("47.9 min, 1,750 Wh drawn by GPUs", distil["inputs"]["labels"]["hash"], distil["versions"]["numpy"])
+    for words in (*corpus, *phases, *quality, *size, *search, *origin):
         assert words in page.texts, words
-    assert "bf16" not in page.texts
+    assert "deepspeed" not in page.texts  # has no value
     assert "learning_rate" in page.texts
 
 
+@pytest.mark.parametrize(("used", "shown"), [("embeddings", True), ("guide", False), (None, False)])
+def test_another_initialisation_than_was_asked_for_is_said(model, used, shown, no_plots):
+    edit("checkpoints/init", lambda record: record.pop("init_used", None))  # as in older records
+    if used:
+        edit("checkpoints/init", lambda record: record.update(init_used=used))
+    page = Page(write_report(str(model)).read_text())
+    assert (used or "guide") in page.texts
+    assert ("used in place of guide" in page.texts) is shown
+
+
+def test_a_set_that_was_left_out_is_named(model, no_plots):
+    edit(model, lambda record: record["account"].update(left_out=["Hard"]))
+    assert (
+        "The teacher finds nothing in these sets, so they are left out: Hard." in write_report(str(model)).read_text()
+    )
+
+
 def test_every_text_is_escaped(model):
-    for folder in find_records([str(model)]).values():
-        path = Path(folder["folder"]) / "run.json"
-        text = path.read_text()
-        for name in (
-            "wiki",
-            "SciFact",
-            "does vitamin D prevent falls",
-            "minilm",
-            "2.13.0",
-            "random student",
-            "student, int8",
-        ):
-            text = text.replace(name, json.dumps(EVIL)[1:-1])
+    evil = json.dumps(EVIL)
+    for record in find_records([str(model)]).values():
+        path = Path(record["folder"]) / "run.json"
+        text = path.read_text().replace("Toy", evil[1:-1])
+        version = record["versions"]["numpy"]
+        for name in ("own", "eins", "two", "big", "guide", "random student", "student, int8", "learning_rate", version):
+            text = text.replace(f'"{name}"', evil)
         path.write_text(text)
     text = write_report(str(model)).read_text()
     page = Page(text)
     assert "script" not in page.tags
-    assert text.count(html.escape(EVIL)) > 8
+    assert "<script" not in text
+    assert sum(EVIL in text for text in page.texts) > 15
     assert EVIL in page.texts
 
 
-def test_a_missing_phase_is_said_and_left_out(model):
+def test_a_missing_phase_is_said_and_left_out(model, no_plots):
     shutil.rmtree("checkpoints/mlm")
     text = write_report(str(model)).read_text()
-    assert "No record was found of: Phase 2, first weights; Phase 3, masked language modelling." in text
-    assert headings(text) == [title for title in TITLES if title not in ("Inheritance", "Language")]
+    assert "of these phases: Phase 2, first weights; Phase 3, masked language modelling. Their measurements" in text
+    assert headings(text) == [title for title in TITLES if title not in ("Initialisation", "Pre-training")]
 
 
-def test_from_a_recipe_before_the_last_phase(model):
+def test_from_a_recipe_before_the_last_phase(model, no_plots):
     shutil.rmtree(model)
     shutil.rmtree("data/distil")
     Path("recipe.yaml").write_text("pre_train: {output_dir: checkpoints/mlm}\n")  # the other folders are the default's
     path = write_report("recipe.yaml")
     assert path == Path("report.html")
     text = path.read_text()
-    assert headings(text) == ["Corpus", "Inheritance", "Language", "Projection", "Provenance"]
+    assert headings(text) == ["Corpus", "Initialisation", "Pre-training", "Projection", "Provenance"]
     assert "Phase 4, labels; Phase 5, distillation" in text
 
 
@@ -156,8 +188,7 @@ def test_another_students_phases_are_not_this_ones(model):
 @pytest.mark.parametrize(
     "phase", ["create_dataset", "init_model_mlm", "pre_train", "teacher", "labels", "distil_train"]
 )
-def test_what_a_record_lacks_is_left_out(model, phase, monkeypatch):
-    monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")  # most of the time
+def test_what_a_record_lacks_is_left_out(model, phase, no_plots):
     record = find_records([str(model)])[phase]
     always = {"phase", "settings", "inputs", "folder"}
     parts = [key for key in record if key not in always]
@@ -167,7 +198,7 @@ def test_what_a_record_lacks_is_left_out(model, phase, monkeypatch):
         assert "None" not in text
 
 
-def test_an_account_without_searches_and_grid(model):
+def test_an_account_without_searches_and_grid(model, no_plots):
     edit(model, lambda record: [record["account"].pop(name) for name in ("grid", "searches", "pairs", "cost")])
     assert not {"Smaller vectors", "Searches", "Size and speed"} & set(headings(write_report(str(model)).read_text()))
 

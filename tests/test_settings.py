@@ -2,7 +2,7 @@
 
 import dataclasses
 import errno
-import inspect
+import logging
 import os
 import resource
 import signal
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.recipe import SECTIONS, read_recipe
 from modernbert_small.run.script import run_script
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.run.settings import declared_settings, parse_settings
 
 CLASSES = dict(
     zip(
@@ -209,9 +209,17 @@ def test_a_defect_keeps_its_traceback(handler):
         run_script(lambda: 1 / 0)
 
 
+def test_help_as_the_shell_shows_it(tmp_path):
+    command = [sys.executable, ROOT / SCRIPTS[-1], "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--config RECIPE.yaml" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_as_the_shell_shows_it(script, tmp_path):
-    result = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+def test_help_of_each_script(script, tmp_path, capsys):
+    result = run_in_process(script, tmp_path, capsys, "--help")
     assert result.returncode == 0, result.stderr
     assert "--config RECIPE.yaml" in result.stdout
     assert "--overwrite" in result.stdout
@@ -241,7 +249,7 @@ def test_every_recipe_parses(path, section, script):
 def test_v2_is_the_defaults_and_names_each_setting(section, script):
     arguments = getattr(load_script(script), CLASSES[section])
     path = ROOT / "recipes" / "v2.yaml"
-    own = set(inspect.get_annotations(arguments)) - {"overwrite", "trust_remote_code"}
+    own = set(declared_settings(arguments)) - {"overwrite", "trust_remote_code"}
     assert set(read_recipe(path)[section]) == own
     settings = [parse_settings(arguments, section, None, argv) for argv in ([], ["--config", str(path)])]
     default, from_recipe = (
@@ -250,3 +258,18 @@ def test_v2_is_the_defaults_and_names_each_setting(section, script):
     if section == "create_distil_dataset":  # sets to show the ceiling on need a hub or a path
         assert (default.pop("eval_datasets"), from_recipe.pop("eval_datasets")) == ([], ["msmarco", "hotpotqa"])
     assert default == from_recipe
+
+
+def test_the_traceback_behind_an_error_is_kept_for_who_asks(tmp_path, capsys, caplog):
+    flags = ["--teacher_name_or_path", "nowhere/model"]
+    logging.getLogger("modernbert_small").setLevel(logging.NOTSET)
+    quiet = run_in_process(SCRIPTS[1], tmp_path, capsys, *flags)
+    assert quiet.returncode == 2
+    assert "Traceback" not in quiet.stderr
+    try:
+        debug = run_in_process(SCRIPTS[1], tmp_path, capsys, *flags, "--log_level", "debug")
+    finally:
+        logging.getLogger("modernbert_small").setLevel(logging.NOTSET)
+    assert debug.returncode == 2
+    assert "Traceback" in debug.stderr
+    assert quiet.stderr.splitlines()[-1] == debug.stderr.splitlines()[-1]

@@ -121,7 +121,7 @@ def test_bad_columns_and_values_are_named(tmp_path, suffix, columns, message):
         ("half.parquet", b"PAR1 and then nothing", "cannot be read"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": ', "cannot be read"),
         ("list.jsonl", b"[1]", "line 1: expected a JSON object"),
-        ("latin.txt", "Käse".encode("latin-1"), "cannot be read: 'utf-8' codec"),
+        ("latin.txt", "Käse".encode("latin-1"), "cannot be read: UnicodeDecodeError: 'utf-8' codec"),
         ("short.csv", b"query,positive\nonly one field\n", "row 1, column 'positive': null"),
         ("empty.jsonl", b"", "found columns none"),
     ],

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from helpers import SENTENCES, load_script, run_in_process, tiny_modernbert, tiny_tokenizer
+from helpers import SENTENCES, run_in_process, tiny_modernbert, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from modernbert_small.label.labeller import Labeller
+from modernbert_small.label.teacher import with_projection
 from modernbert_small.run import devices
 from modernbert_small.run.loading import load_sentence_transformer
 
@@ -246,15 +247,14 @@ def labels_of(teacher):
 
 def check_labels(folder, prompts=NO_PROMPTS, projected=True):
     """Labels of the teacher as wide as it is, and of the teacher with a projection, are what `encode` gives."""
-    phase_4 = load_script(PHASE_4)
     expected = encode(folder, prompts)
     teacher = load_sentence_transformer("--teacher_name_or_path", str(folder))
     assert {value.dtype for value in teacher.state_dict().values() if value.is_floating_point()} == {torch.float32}
-    assert_same(labels_of(phase_4.with_projection(teacher, None)), expected)
+    assert_same(labels_of(with_projection(teacher, None)), expected)
     if not projected:
         return
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(expected.shape[1], 12)))[0]
-    reduced = phase_4.with_projection(teacher, basis)
+    reduced = with_projection(teacher, basis)
     labels = labels_of(reduced)
     reduced.save_pretrained(str(folder / "reduced"), create_model_card=False)
     kept = SentenceTransformer(str(folder / "reduced"), device="cpu")

@@ -66,7 +66,7 @@ def test_a_store_is_found_again_until_text_tokenizer_or_length_change(tokenizer,
     assert sum(path.is_dir() for path in stores.iterdir()) == 4
 
 
-def test_bad_data_is_one_line(tokenizer, tmp_path):
+def test_bad_data_is_refused_with_its_place(tokenizer, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         split_files("nowhere", "train")
     (tmp_path / "empty").mkdir()

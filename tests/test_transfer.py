@@ -9,9 +9,13 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from modernbert_small.algebra import mean_free_basis
 from modernbert_small.initialise.all_layers import (
-    Parts,
+    TeacherMoments,
     _refit,
     choose_layers,
+    cut,
+    fit_head,
+    heal,
+    select_by_output,
     select_heads,
     select_neurons,
     stream_basis,
@@ -23,6 +27,11 @@ from modernbert_small.pretrain.masking import IGNORED
 
 V = 60
 TYPES = {n: ["full_attention" if i % 3 == 0 else "sliding_attention" for i in range(n)] for n in range(1, 25)}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 def model(width, layers=4, heads=4, neurons=20, seed=0, norms=True):
@@ -55,8 +64,8 @@ def batches(n=3, seed=0):
     for _ in range(n):
         lengths = rng.integers(3, 30, 12)
         features = packed_features(rng.integers(0, V, lengths.sum()), lengths)
-        labels = torch.where(torch.rand(1, int(lengths.sum())) < 0.5, 1, IGNORED)
-        made.append(features | {"labels": labels})
+        labels = np.where(rng.random(lengths.sum()) < 0.5, 1, IGNORED)
+        made.append(features | {"labels": torch.from_numpy(labels)[None]})
     return made
 
 
@@ -69,6 +78,26 @@ def logits(of, batch):
     return of(**inputs(batch)).logits
 
 
+@torch.no_grad()
+def last_hidden_states(of, sample):
+    return [of.model(**inputs(batch)).last_hidden_state for batch in sample]
+
+
+def transfer(student, teacher, sample, healed):
+    """`transfer_all_layers`, or the same without healing; returns P."""
+    if healed:
+        return transfer_all_layers(student, teacher, sample)[0]
+    kept = choose_layers(teacher.config.layer_types, student.config.layer_types)
+    moments = TeacherMoments(teacher.model)
+    moments.add(sample[::2])
+    S = student.config
+    P = stream_basis(moments.stream.sum(0), S.hidden_size)
+    selection = select_by_output(teacher, moments, kept, P, S.num_attention_heads, S.intermediate_size)
+    cut(student, teacher, kept, P, selection)
+    fit_head(student, teacher, sample, *(last_hidden_states(each, sample) for each in (student, teacher)))
+    return P
+
+
 def test_with_full_width_and_all_layers_the_student_is_the_teacher():
     teacher, student = model(16), model(16, seed=1)
     P, kept = transfer_all_layers(student, teacher, batches())
@@ -78,8 +107,8 @@ def test_with_full_width_and_all_layers_the_student_is_the_teacher():
     np.testing.assert_allclose(P, np.eye(16) - 1 / 16, atol=1e-12)
 
 
-@pytest.mark.parametrize("heal", [True, False])
-def test_a_stream_in_the_subspace_is_cut_without_loss(heal):
+@pytest.mark.parametrize("healed", [True, False])
+def test_a_stream_in_the_subspace_is_cut_without_loss(healed):
     """A teacher of width 24 that lives in 11 dimensions, with half its heads silent: width 12 holds all of it."""
     teacher = model(24, heads=6, norms=False)
     basis = mean_free_basis(24) @ torch.linalg.qr(torch.randn(23, 11, dtype=torch.float64))[0]
@@ -91,7 +120,7 @@ def test_a_stream_in_the_subspace_is_cut_without_loss(heal):
             layer.attn.Wo.weight.view(24, 6, 4)[:, [1, 2, 5]] = 0
             layer.mlp.Wo.weight.copy_(into @ layer.mlp.Wo.weight)
     student = model(12, heads=3, seed=1)
-    P, _ = transfer_all_layers(student, teacher, batches(), Parts(heal=heal))
+    P = transfer(student, teacher, batches(), healed)
     np.testing.assert_allclose(P.T @ P, basis @ basis.T, atol=1e-5)
     batch = inputs(batches(1, seed=5)[0])
     with torch.no_grad():
@@ -130,14 +159,47 @@ def test_healing_brings_the_logits_nearer():
     teacher = model(24, layers=7, heads=6)
     held_out = batches(2, seed=9)
     distance = {}
-    for heal in (True, False):
+    for healed in (True, False):
         student = model(12, layers=4, heads=3, neurons=16, seed=1)
-        transfer_all_layers(student, teacher, batches(40), Parts(heal=heal))
-        distance[heal] = sum(
+        transfer(student, teacher, batches(40), healed)
+        distance[healed] = sum(
             float((logits(student, b).log_softmax(-1) - logits(teacher, b).log_softmax(-1)).square().mean())
             for b in held_out
         )
     assert distance[True] < distance[False]
+
+
+def test_healing_ends_at_the_models_own_hidden_states():
+    teacher, student, sample = model(24, layers=7, heads=6), model(12, heads=3, seed=1), batches()
+    P = stream_basis(torch.eye(24, dtype=torch.float64), 12)
+    states = heal(student.model, teacher.model, sample, [0, 1, 2, 6], P)
+    for got, of in zip(states, (student, teacher), strict=True):
+        for a, b in zip(got, last_hidden_states(of, sample), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_moments_are_those_of_the_models_own_forward():
+    teacher, sample = model(24, heads=6, norms=False), batches(2)
+    read = {}  # the inputs of each Wo
+    for name, module in teacher.model.named_modules():
+        if name.endswith("Wo"):
+            read[name] = []
+            module.register_forward_pre_hook(lambda _, x, to=read[name]: to.append(x[0][0].double().numpy()))
+    with torch.no_grad():
+        outputs = [teacher.model(**inputs(batch), output_hidden_states=True) for batch in sample]
+    read = {name: np.concatenate(x) for name, x in read.items()}
+    moments = TeacherMoments(teacher.model)
+    moments.add(sample)
+    for index in range(5):  # the last of hidden_states is LN(h) already, the norms' weights being 1
+        h = np.concatenate([output.hidden_states[index][0].double().numpy() for output in outputs])
+        h = (h - h.mean(1, keepdims=True)) / h.std(1, keepdims=True)
+        np.testing.assert_allclose(moments.stream[index], np.einsum("ti,tj->ij", h, h), rtol=1e-4, atol=1e-2)
+    for index in range(4):
+        for head in range(6):
+            o = read[f"layers.{index}.attn.Wo"][:, 4 * head : 4 * head + 4]
+            np.testing.assert_allclose(moments.heads[index, head], np.einsum("ti,tj->ij", o, o), rtol=1e-4, atol=1e-3)
+        a = read[f"layers.{index}.mlp.Wo"]
+        np.testing.assert_allclose(moments.neurons[index], np.einsum("ti,ti->i", a, a), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(7, 4), (9, 5), (10, 10), (8, 1), (10, 6)])

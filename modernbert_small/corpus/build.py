@@ -1,14 +1,15 @@
 """A corpus without duplicates in an order fixed by a seed, in bounded memory.
 
-Two passes. The first cleans each source and spills its texts into files sorted by a seeded 64-bit hash of
-the text. The second reads, bucket by bucket of the hash, the same slice of all these files, drops equal
-texts, which share a bucket, and sorts by the hash. A seeded hash places each text as if by chance, so the
-buckets one after another are a uniform shuffle of the whole corpus, and its first rows are a uniform sample:
-the validation split. The order depends on seed and texts alone.
+The corpus is built in two passes. The first pass cleans each source and writes its texts to temporary files, sorted
+by a seeded 64-bit hash of the text. The range of the hash is divided into 256 buckets. The second pass reads one bucket
+at a time from all these files, drops equal texts, which are in the same bucket, and sorts the rest by the hash.
 
-Memory: two batches, one read and one chunked, and the spill's buffer, then a 256th of the corpus and one row
-group. Peak with the libraries: 0.85 GiB for half a million rows and for five million. Disk: the texts once more,
-compressed, until the second pass is through.
+A seeded hash puts each text at a random place. So the buckets one after another are a uniform shuffle of the whole
+corpus, and its first rows, the validation split, are a uniform sample. The order depends only on seed and texts.
+
+The first pass holds two batches of texts and a buffer of 64 MB in memory, the second a 256th of the corpus and one row
+group. With the libraries the peak was 0.85 GiB, for half a million rows and for five million. On disk the temporary
+files take as much as the texts, compressed, until the second pass is done.
 """
 
 import itertools
@@ -29,6 +30,7 @@ from modernbert_small.corpus.sources import Row, Source
 from modernbert_small.corpus.text import Chunker, is_trivial, normalise
 from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.prefetch import ahead
+from modernbert_small.run.shards import RowStream
 
 logger = logging.getLogger(__name__)
 
@@ -108,25 +110,6 @@ def merge(folders: Mapping[str, Path], duplicates: Counter[str]) -> Iterator[pa.
         ]
         if tables:
             yield _deduplicated(pa.concat_tables(tables), duplicates)
-
-
-class RowStream:
-    """Tables read as one long table, so many rows at a time."""
-
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
-        self._tables = iter(tables)
-        self._buffer = SCHEMA.empty_table()
-
-    def take(self, rows: int) -> pa.Table:
-        """The next `rows` rows, fewer at the end."""
-        parts = [self._buffer]
-        missing = rows - self._buffer.num_rows
-        while missing > 0 and (table := next(self._tables, None)) is not None:
-            parts.append(table)
-            missing -= table.num_rows
-        whole = pa.concat_tables(parts)
-        self._buffer = whole.slice(rows)
-        return whole.slice(0, rows)
 
 
 def write_splits(tables: Iterable[pa.Table], folder: Path, validation_rows: int) -> dict[str, int]:
@@ -247,7 +230,7 @@ def _write_shard(stream: RowStream, path: Path, max_rows: int) -> int:
     """Write the next rows of the stream to a Parquet file, a row group at a time; returns how many."""
     written = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["source", "kind"]) as writer:
-        while rows := (group := stream.take(min(_ROWS_PER_GROUP, max_rows - written))).num_rows:
-            writer.write_table(group.combine_chunks())
-            written += rows
+        while (group := stream.take(min(_ROWS_PER_GROUP, max_rows - written))) is not None:
+            writer.write_table(group)
+            written += group.num_rows
     return written

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
-# What these hold describes test cases, not what a library does, or belongs to another interpreter.
+# Docstrings in these folders describe test cases, or belong to another Python's packages.
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
-# A summary is one sentence; one that goes on for more lines than this is a paragraph.
+# A summary is one sentence. Text that goes on for more lines than this is a paragraph.
 _SUMMARY_LINES = 3
 _SENTENCE_END = re.compile(r"[.!?][)`'\"]*$")
 # Lines that start a list, a field, an example or a section; and underlines.
@@ -49,9 +49,9 @@ def read_docstrings(path: Path) -> list[tuple[str, str]] | None:
 def split_docstring(docstring: str) -> tuple[str, str]:
     """Split a docstring into summary and body; either may be empty.
 
-    The summary is the first line and the lines it is wrapped onto: up to the end of the sentence, an empty
-    line, or a line that starts something else. Without such an end within three lines the docstring has no
-    summary and is all body, rather than a query that stops mid-sentence.
+    The summary is the first sentence, which may be wrapped onto several lines. It ends at the end of a sentence, at an
+    empty line, or before a line that starts a list, a field or an example. A docstring without such an end within three
+    lines has no summary and is all body, since half a sentence would make a bad query.
     """
     lines = cleandoc(docstring).strip().split("\n")
     for count in range(1, min(len(lines), _SUMMARY_LINES) + 1):

@@ -4,9 +4,7 @@ A source gives rows; a row gives one or more texts, each a `query` or a `documen
 by name: `text`, or `query, positive[, negative][, text_chunk]`, or `title, body`.
 """
 
-import csv
 import errno
-import json
 import logging
 import os
 import random
@@ -17,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow.parquet as pq
 import yaml
 from datasets import load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.corpus.files import READERS, ROWS_PER_READ, Table, Values, find_files, open_file
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 
@@ -43,11 +41,9 @@ LAYOUTS = "`text`, or `query, positive[, negative]`, or `title, body`"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-_ROWS_PER_READ = 1000
 _SHUFFLE_BUFFER = 10_000
 
 Row = list[tuple[str, str]]  # (kind, text) of each text of a row
-Values = Iterator[tuple[Any, ...]]
 
 
 class Field(NamedTuple):
@@ -55,13 +51,6 @@ class Field(NamedTuple):
 
     columns: tuple[str, ...]
     kind: str
-
-
-class Table(NamedTuple):
-    """A file or hub dataset: its columns, and a function from wanted columns (and a seed) to rows."""
-
-    columns: list[str]
-    values: Callable[[Sequence[str], int | None], Values]
 
 
 @dataclass
@@ -158,9 +147,9 @@ def _open_source(name: str, location: str | None) -> Source:
         return source
     path = Path(location)
     if path.exists() and not _has_hub_layout(path):
-        files = _find_files(name, path)
-        return Source(name, location, [_open_part(str(file), partial(_open_file, file)) for file in files])
-    if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in _READERS):
+        files = find_files(name, path)
+        return Source(name, location, [_open_part(str(file), partial(open_file, file)) for file in files])
+    if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in READERS):
         raise UserError(f"--sources {name}={location}: no such file or folder")
     _, config = KNOWN_SOURCES.get(name, (None, None))
     opener = partial(_open_dataset, name, location, config)
@@ -278,84 +267,7 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
             for row in chosen.shuffle(seed=seed, buffer_size=1):
                 yield tuple(row[column] for column in wanted)
             return
-        for table in chosen.with_format("arrow").iter(batch_size=_ROWS_PER_READ):
+        for table in chosen.with_format("arrow").iter(batch_size=ROWS_PER_READ):
             yield from zip(*(table[column].to_pylist() for column in wanted), strict=True)
 
     return Table(columns, values)
-
-
-def _find_files(name: str, path: Path) -> list[Path]:
-    """The readable files of a folder, or the one file."""
-    expected = f"expected {', '.join(_READERS)}"
-    if path.is_file():
-        if path.suffix.lower() not in _READERS:
-            raise UserError(f"--sources {name}={path}: found a {path.suffix or 'nameless'} file; {expected}")
-        return [path]
-    visible = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    files = [file for file in visible if file.suffix.lower() in _READERS]
-    others = sorted({file.suffix or file.name for file in visible if file not in set(files)})
-    if not files:
-        raise UserError(f"--sources {name}={path}: found {', '.join(others) or 'no files'} in the folder; {expected}")
-    if others:
-        logger.info("%s: %d files of other kinds not read: %s", name, len(visible) - len(files), ", ".join(others))
-    return files
-
-
-def _open_file(path: Path) -> Table:
-    return _READERS[path.suffix.lower()](path)
-
-
-def _open_parquet(path: Path) -> Table:
-    with pq.ParquetFile(path) as file:
-        columns = file.schema_arrow.names
-
-    def values(wanted: Sequence[str], _seed: int | None) -> Values:
-        # pre_buffer, the default, keeps every row group that was read until the file is closed.
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_PER_READ, columns=list(wanted)):
-                yield from zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
-
-    return Table(columns, values)
-
-
-def _open_jsonl(path: Path) -> Table:
-    def objects() -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise UserError(f"{path}: line {number}: expected a JSON object, found {line.strip():.60}")
-                    yield value
-
-    def values(wanted: Sequence[str], _seed: int | None) -> Values:
-        return (tuple(map(row.get, wanted)) for row in objects())
-
-    return Table(list(next(objects(), {})), values)
-
-
-def _open_csv(path: Path) -> Table:
-    csv.field_size_limit(1 << 30)  # the default, 131,072 characters, is shorter than an article
-
-    def values(wanted: Sequence[str], _seed: int | None) -> Values:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from (tuple(map(row.get, wanted)) for row in csv.DictReader(stream, strict=True))
-
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return Table(next(csv.reader(stream, strict=True), []), values)
-
-
-def _open_txt(path: Path) -> Table:
-    """A text file is one document."""
-
-    def values(_wanted: Sequence[str], _seed: int | None) -> Values:
-        yield (path.read_text(encoding="utf-8-sig"),)
-
-    return Table(["text"], values)
-
-
-_READERS = {".parquet": _open_parquet, ".jsonl": _open_jsonl, ".csv": _open_csv, ".txt": _open_txt}

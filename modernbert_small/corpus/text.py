@@ -1,4 +1,4 @@
-"""Text as a corpus wants it: normalised, and in chunks that a model's window holds."""
+"""Normalising texts, and splitting those that are longer than a model's window."""
 
 import json
 import re
@@ -11,34 +11,36 @@ from transformers import PreTrainedTokenizerBase
 
 from modernbert_small.run.errors import UserError
 
-# Fewer letters and digits than this say nothing: list markers, "--", "1.", stray table cells.
+# A text with fewer letters and digits holds no content: list markers, "--", "1.", stray table cells.
 MIN_ALPHANUMERIC = 3
 
-# Control characters that are no white space, lone surrogates, byte-order marks, non-characters.
+# These are removed: control characters that are no white space, lone surrogates, byte-order marks, non-characters.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 _CARRIAGE_RETURN = re.compile(r"\r\n?")
 _MANY_NEWLINES = re.compile(r"\n{3,}")
 
-# Normalisers that never make more code points than the text has UTF-8 bytes, given NFC text.
+# Normalisers of tokenizers that never turn NFC text into more code points than it has UTF-8 bytes.
 _NOT_EXPANDING = ("NFC", "BertNormalizer")
-# BPE takes more than linear time: 100,000 letters without a space 0.8 s, 400,000 20 s.
+# BPE takes more than linear time: 0.8 s for 100,000 letters without a space, 20 s for 400,000. So very long texts are
+# cut into pieces of this many characters a token first.
 _PIECE_CHARACTERS_PER_TOKEN = 32
-# Prose has four to five characters a token. What is longer than this is tokenised with offsets at once, not counted.
+# Prose has four to five characters a token. A text with more characters than this for each token of the window is
+# surely too long, and is tokenised with offsets at once instead of being counted first.
 _SURELY_LONG_CHARACTERS_PER_TOKEN = 6
-# Where a chunk may end, the best first: paragraph, line, sentence, word.
+# Where a chunk may end, the best place first: after a paragraph, a line, a sentence, a word.
 _BOUNDARIES = [re.compile(pattern) for pattern in (r"\n\n", r"\n", r"(?<=[.!?\u3002])\s", r"\s")]
-# A word without the space before it may take more tokens: a chunk is cut so much shorter.
+# A word may take more tokens without the space before it, so chunks are cut this many tokens shorter.
 _SLACK = 4
 # An encoding holds about 100 bytes a token; this many characters at a time keep it below 200 MB.
 _CHARACTERS_AT_ONCE = 4_000_000
 
 
 def normalise(text: str) -> str:
-    r"""Bring a text into the one form that the corpus holds, so that equal texts are equal strings.
+    r"""Bring a text into the one form that the corpus holds, so that equal texts become equal strings.
 
-    Unicode NFC; control characters and lone surrogates removed; line ends are \n; other white space in a
-    row is one space; lines have none at their ends; at most one empty line in a row. Indentation is lost,
-    which prose can spare and code cannot. `normalise(normalise(x)) == normalise(x)`.
+    The result is Unicode NFC. Control characters and lone surrogates are removed, and line ends become \n. Other white
+    space becomes one space between words and none at the ends of lines. There is at most one empty line in a row.
+    Indentation is lost: prose does not need it, but code does. Normalising twice changes nothing more.
     """
     if "\r" in text:
         text = _CARRIAGE_RETURN.sub("\n", text)
@@ -78,7 +80,7 @@ class Chunker:
         self._countable_characters = _SURELY_LONG_CHARACTERS_PER_TOKEN * self._capacity
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without special tokens."""
+        """The number of tokens of each text, without special tokens."""
         return [
             len(encoding)
             for batch in _batches_by_length(texts)
@@ -86,10 +88,10 @@ class Chunker:
         ]
 
     def split(self, texts: Sequence[str]) -> list[list[str]]:
-        """The chunks of each text: the text itself where it fits.
+        """The chunks of each text. A text that fits the window is its own only chunk.
 
-        Only white space at the cuts is lost. A text is tokenised only if it might not fit, and one of many
-        windows' length is first cut into pieces, which keeps the time linear in its length.
+        Only white space at the cuts is lost. A text is tokenised only if it might not fit. A text as long as many
+        windows is first cut into pieces, which keeps the time linear in its length.
 
         Args:
             texts: normalised texts, not empty.
@@ -106,21 +108,21 @@ class Chunker:
         return chunks
 
     def _windows(self, texts: Sequence[str]) -> Iterator[list[str]]:
-        """Each text in chunks that fit."""
+        """For each text, its chunks, each of which fits the window."""
         for batch in _batches_by_length(texts):
             encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
             cut = [list(self._cut(text, encoding)) for text, encoding in zip(batch, encodings, strict=True)]
             counts = iter(self.count([chunk for chunks in cut for chunk in chunks]))
             for chunks in cut:
                 fits = [next(counts) <= self._capacity for _ in chunks]
-                # A chunk alone may take more tokens than it did within its text: it is cut again.
-                yield [part for chunk, fit in zip(chunks, fits, strict=True) for part in self._again(chunk, fit)]
-
-    def _again(self, chunk: str, fits: bool) -> list[str]:
-        return [chunk] if fits else next(self._windows([chunk]))
+                parts: list[str] = []
+                for chunk, fit in zip(chunks, fits, strict=True):
+                    # A chunk by itself may take more tokens than it did within its text. Then it is cut again.
+                    parts += [chunk] if fit else next(self._windows([chunk]))
+                yield parts
 
     def _cut(self, text: str, encoding: Encoding) -> Iterator[str]:
-        """Cut a text at the best boundaries that leave at least half of each window's tokens in it."""
+        """Cut a text at the best boundaries that fill at least half of each window."""
         start, first = 0, 0
         while len(encoding) - first > self._capacity:
             window = self._capacity - _SLACK
@@ -138,19 +140,16 @@ class Chunker:
             yield chunk
 
     def _may_exceed(self, text: str) -> bool:
-        """False only where the text fits for certain.
+        """Whether a text might be longer than the window; False only if it certainly fits.
 
-        A byte-level, byte-fallback, WordPiece or Unigram token takes at least a byte of the normalised
-        text, plus one token for a prefix space.
+        Every byte-level, byte-fallback, WordPiece or Unigram token takes at least one byte of the normalised text. One
+        token more may stand for a space before the text.
         """
         return not self._tokens_within_bytes or len(text.encode()) + 1 > self._capacity
 
 
 def _text_only(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without special tokens, to which `[MASK]` in a text is text.
-
-    `encode_special_tokens = True` says the same, but the splitter, which gets JSON, would lose it.
-    """
+    """The tokenizer without special tokens, so that `[MASK]` in a text is read as ordinary text."""
     state = json.loads(tokenizer.to_str())
     state.update(truncation=None, padding=None, post_processor=None)
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
@@ -158,7 +157,7 @@ def _text_only(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _batches_by_length(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of texts of at most `_CHARACTERS_AT_ONCE` together, or one that is longer."""
+    """Batches of texts with at most `_CHARACTERS_AT_ONCE` characters together, or of one text that is longer."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -183,14 +182,14 @@ def _pieces(text: str, size: int) -> list[str]:
 
 
 def _end_of(encoding: Encoding, token: int) -> int:
-    """One past the last character of a token; not by `offsets`, which makes a list of all."""
+    """The position after the last character of a token. `encoding.offsets` would make a list for all tokens."""
     span = encoding.token_to_chars(token)
     assert span is not None
     return span[1]
 
 
 def _best_end(text: str, least: int, most: int) -> int:
-    """Where to end a chunk that must end in least..most: before the last boundary of the best kind there."""
+    """Where to end a chunk that must end between `least` and `most`: before the last of the best boundaries."""
     for boundary in _BOUNDARIES:
         ends = [match.start() for match in boundary.finditer(text, least, most)]
         if ends:

@@ -1,56 +1,106 @@
-"""Turning a student into its teacher's coordinates before training, by a rotation folded into its weights.
+"""Turning a student to its teacher's axes before training, by a rotation that is folded into its weights.
 
-A language model's space has arbitrary axes. Left to itself, distillation first spends hundreds of steps on
-turning them, and forgets while it does. The turn that is best for a sample of labels has a closed form, and
-ModernBERT can be turned without changing what it computes: with Q orthogonal and Q 1 = 1, LayerNorm of Q h is
-Q LayerNorm(h), once the norms' weights are folded into the weights that read from them.
+The axes of a language model's space are arbitrary. Left to itself, distillation first spends hundreds of steps on
+turning them, and the student forgets while it does. The rotation that is best for a sample of labels has a closed
+form, and a ModernBERT can be rotated without changing what it computes. For an orthogonal Q with Q 1 = 1,
+LayerNorm(Q h) equals Q LayerNorm(h), once the norms' weights are folded into the weights that read from them.
 
-D: hidden_size. h: (D,) residual stream.
+D: hidden_size. h: (D,) residual stream. 1: (D,) vector of ones.
 
 References:
     Schoenemann 1966, A generalized solution of the orthogonal Procrustes problem
     Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024 (rotations folded into a transformer's weights)
 """
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import ModernBertModel
 
 from modernbert_small.algebra import mean_free_basis
+from modernbert_small.distil.labels import DistillationDataset
+from modernbert_small.packed.batches import PackedSampler, packed_features
+from modernbert_small.run.devices import bf16_autocast
+
+_SAMPLE_ROWS_PER_DIMENSION = 10
+
+
+def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> dict[str, float]:
+    """Turn a student to the axes of its labels.
+
+    Args:
+        student: ModernBERT, pooling, Normalize; modified.
+        dataset: texts and labels (N, D). The sample is its first 10 * D rows, which are in random order.
+        tokens_per_batch: of the student's forward passes.
+
+    Returns:
+        The mean cosine to the sample's labels, `before` and `after`.
+    """
+    rows = min(len(dataset), _SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1])
+    labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
+    encoder = student[0].auto_model
+    before = _embed(student, dataset, rows, tokens_per_batch)
+    encoder.final_norm.weight.data.fill_(1)  # `rotate` sets it to 1, so the rotation is sought without it
+    Q = best_rotation(_embed(student, dataset, rows, tokens_per_batch), labels)
+    rotate(encoder, Q.to(encoder.device))
+    after = _embed(student, dataset, rows, tokens_per_batch)
+    return {"before": _mean_cosine(before, labels), "after": _mean_cosine(after, labels)}
+
+
+def _mean_cosine(vectors: Tensor, others: Tensor) -> float:
+    """Of pairs of unit vectors, (N, D) each; to four digits."""
+    return round(float((vectors * others).sum(1).mean()), 4)
+
+
+@torch.no_grad()
+def _embed(student: SentenceTransformer, dataset: DistillationDataset, rows: int, tokens_per_batch: int) -> Tensor:
+    """Embeddings (rows, D) float32 of a dataset's first rows, on the CPU."""
+    student.eval()
+    device, parts = student.device, []
+    for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
+        features = send_to_device(packed_features(*dataset.store.gather(batch.rows)), device)
+        with bf16_autocast(device):
+            parts.append(student(features)["sentence_embedding"].float().cpu())
+    return torch.cat(parts)
 
 
 def best_rotation(vectors: Tensor, targets: Tensor) -> Tensor:
-    """The rotation that brings vectors nearest to their targets, among those that fix the vector of ones.
+    """Find the rotation that brings vectors nearest to their targets, among those that leave the vector of ones fixed.
+
+    This is the orthogonal Procrustes problem in the space of dimension D - 1 that is orthogonal to 1.
 
     Args:
         vectors: (N, D).
         targets: (N, D).
 
     Returns:
-        Q (D, D) float64, orthogonal, Q 1 = 1, least sum of |Q v - t|^2: Procrustes on what is orthogonal to 1.
+        Q (D, D) float64, orthogonal, with Q 1 = 1 and the least sum of |Q v - t|^2 over the pairs.
     """
     D = vectors.shape[1]
-    R = mean_free_basis(D)
+    R = mean_free_basis(D)  # (D, D - 1)
     U, _, Vh = torch.linalg.svd((targets.double() @ R).T @ (vectors.double() @ R))
     return R @ U @ Vh @ R.T + torch.full((D, D), 1 / D, dtype=torch.float64)
 
 
 @torch.no_grad()
 def rotate(model: ModernBertModel, Q: Tensor) -> None:
-    """Turn a ModernBERT's residual stream by Q, so that its hidden states become Q LayerNorm(h).
+    """Turn a ModernBERT's residual stream by Q, so that its last hidden states become Q LayerNorm(h).
 
-    Exact but for two norms that no weight reads. The final one loses its weight (training gives it a new
-    one). The embeddings' weight moves into the table, where the norm that follows undoes what it did to each
-    token's length.
+    The rotation is exact, but for two norms whose weights cannot be folded into a weight that reads from them. The
+    final norm's weight is set to 1, and training gives it a new one. The embedding norm's weight moves into the
+    embedding table, where it also changes each vector's length; the norm after the table removes that change.
 
     Args:
-        model: modified. Without biases in its norms, as ModernBERT is.
-        Q: (D, D), orthogonal, Q 1 = 1.
+        model: a ModernBERT whose norms have no biases, as is usual; modified.
+        Q: (D, D), orthogonal, with Q 1 = 1.
     """
     centre = torch.eye(len(Q), dtype=torch.float64, device=Q.device) - 1 / len(Q)
-    write = Q @ centre  # LayerNorm would subtract the mean later
+    write = Q @ centre  # a LayerNorm would subtract the mean later, and so may this
 
     def fold(weight: Tensor, norm: torch.nn.Module) -> None:
+        """Fold a norm's weight (D,) and the rotation into the weight (n, D) that reads from the norm."""
         scale = getattr(norm, "weight", None)  # layer 0 has no norm before its attention
         folded = weight.double() if scale is None else weight.double() * scale.double()
         weight.copy_(folded @ Q.T)

@@ -1,1 +1,1 @@
-"""How good a student is: evaluation sets, metrics, and its account against its teacher."""
+"""How good a student is: evaluation sets, metrics, and the account of the student against its teacher."""

@@ -1,4 +1,4 @@
-"""How good a ranking is, how sure that is, what is left of vectors when they are made smaller; and perplexity.
+"""Metrics: nDCG@10 and its interval, similarities of truncated and quantised vectors, and perplexity.
 
 Q: queries. N: documents. D: width.
 """
@@ -17,7 +17,7 @@ PRECISIONS = ("float32", "int8", "binary")
 
 
 def perplexity(loss: float) -> float:
-    """exp of a mean cross-entropy in nats, finite for a model that knows nothing too."""
+    """The perplexity of a mean cross-entropy in nats, capped so that it is finite for an untrained model too."""
     return math.exp(min(loss, 50))
 
 
@@ -25,7 +25,7 @@ def ndcg_at_10(scores: FloatArray, relevant: Sequence[Sequence[int]]) -> NDArray
     """NDCG@10 of each query, with binary relevance and logarithmic discount.
 
     Args:
-        scores: (Q, N), higher is nearer.
+        scores: (Q, N); a higher score means a nearer document.
         relevant: for each query the columns of its relevant documents, at least one.
 
     Returns:
@@ -41,39 +41,46 @@ def ndcg_at_10(scores: FloatArray, relevant: Sequence[Sequence[int]]) -> NDArray
 
 
 def mean_ratio_interval(pairs: Sequence[tuple[FloatArray, FloatArray]], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean over sets of mean(a) / mean(b): paired bootstrap over each set's queries.
+    """The 95 % interval of the mean over sets of mean(a) / mean(b), by a paired bootstrap over each set's queries.
+
+    A sample of queries for which b is 0 throughout has no ratio and does not count.
 
     Args:
-        pairs: for each set the scores (Q,) of two systems on the same queries.
+        pairs: for each set the scores a and b (Q,) of two systems on the same queries; b has a score above 0.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
     ratios = np.zeros(BOOTSTRAP_SAMPLES)
     for a, b in pairs:
         drawn = rng.integers(0, len(a), (BOOTSTRAP_SAMPLES, len(a)))
-        ratios += a[drawn].mean(1) / np.maximum(b[drawn].mean(1), 1e-9) / len(pairs)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+        means_of_b = b[drawn].mean(1)
+        ratios += a[drawn].mean(1) / np.where(means_of_b > 0, means_of_b, np.nan) / len(pairs)
+    low, high = np.nanquantile(ratios, [0.025, 0.975])
     return float(low), float(high)
 
 
 def truncated(vectors: FloatArray, size: int) -> FloatArray:
-    """The first `size` of each vector's values, scaled to length one."""
+    """The first `size` values of vectors (N, D), scaled to length one: (N, size)."""
     return unit_vectors(vectors[:, :size])
 
 
 def similarities(queries: FloatArray, documents: FloatArray, precision: str = "float32") -> FloatArray:
-    """Scores (Q, N) of queries (Q, D) and documents (N, D) as a vector store of that precision gives them.
+    """Scores of queries and documents as a vector store of that precision gives them.
 
     Args:
-        queries, documents: unit vectors.
-        precision: float32; int8, the documents' largest value being 127; binary, the signs alone.
+        queries: (Q, D), unit length.
+        documents: (N, D), unit length.
+        precision: float32; int8, scaled so that the documents' largest value is 127; binary, which keeps the signs.
+
+    Returns:
+        (Q, N); a higher score means a nearer document.
     """
     if precision == "float32":
         return queries @ documents.T
     if precision == "binary":
         return np.sign(queries) @ np.sign(documents).T  # D - 2 * Hamming distance
     scale = 127 / np.abs(documents).max()
-    # Products of up to 127 * 127 summed over D: exact in float32 up to D = 1,040.
+    # Each score is a sum of D products of at most 127 * 127, which float32 holds exactly up to D = 1,040.
     q, d = (np.round(x * scale).clip(-127, 127).astype(np.float32) for x in (queries, documents))
     return q @ d.T
 
@@ -81,10 +88,20 @@ def similarities(queries: FloatArray, documents: FloatArray, precision: str = "f
 def store_scores(
     queries: FloatArray, documents: FloatArray, relevant: Sequence[Sequence[int]], widths: Sequence[int]
 ) -> dict[tuple[int, str], float]:
-    """Mean nDCG@10 of unit vectors (Q, D) and (N, D) at every pair of width and precision."""
-    found = {}
+    """Mean nDCG@10 with vectors of each width and precision.
+
+    Args:
+        queries: (Q, D), unit length.
+        documents: (N, D), unit length.
+        relevant: for each query the columns of its relevant documents.
+        widths: to which the vectors are truncated.
+
+    Returns:
+        The mean over queries by (width, precision).
+    """
+    means = {}
     for size in widths:
         cut = truncated(queries, size), truncated(documents, size)
         for precision in PRECISIONS:
-            found[size, precision] = float(ndcg_at_10(similarities(*cut, precision), relevant).mean())
-    return found
+            means[size, precision] = float(ndcg_at_10(similarities(*cut, precision), relevant).mean())
+    return means

@@ -1,4 +1,4 @@
-"""Training texts that equal what a model is reported on: a score on such a set says more than is true."""
+"""Training texts that equal texts of an evaluation set, which make the score on that set too high."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +15,17 @@ def texts_in_training(
 ) -> dict[str, int]:
     """How many training texts equal a query, or a sentence of a pair, of each evaluation set.
 
-    Case and blanks do not count. Phase 1 looks closer, for runs of words; this finds a corpus that never met phase 1,
-    or met it without the sets that phase 5 reports on.
+    Case and blanks do not count. Phase 1 also drops texts that share a run of words with a set. This check finds a
+    corpus that was not made by phase 1, or that was made without naming the sets that phase 5 reports.
 
     Args:
         files: Parquet shards of the training texts.
-        column: the texts' column.
-        retrieval, pairs: the evaluation sets.
+        column: the column that holds the texts.
+        retrieval: retrieval sets; their queries are compared.
+        pairs: sets of sentence pairs; both sentences are compared.
 
     Returns:
-        Counts by set, of sets that have any.
+        The number of training texts by set; sets without any are left out.
     """
     reported = {one.name: list(one.queries.values()) for one in retrieval}
     reported |= {one.name: [*one.first, *one.second] for one in pairs}
@@ -38,5 +39,5 @@ def texts_in_training(
 
 
 def _plain(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Lower case, one blank between words, none around."""
+    """Texts in lower case, with one blank between words and none around them."""
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(texts), r"\s+", " "))

@@ -1,7 +1,7 @@
-"""Sets to evaluate on: retrieval by NanoBEIR name or from a folder, sentence pairs from a file."""
+"""Evaluation sets: retrieval sets by NanoBEIR name or from a folder, sentence pairs by name or from a file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,14 @@ _PAIR_COLUMNS = ["sentence1", "sentence2", "score"]
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Queries, documents and which documents answer which query, all by id."""
+    """Queries, documents, and which documents are relevant to which query.
+
+    Attributes:
+        name: of the set, for tables.
+        queries: texts by query id; every query has a relevant document.
+        corpus: texts by document id.
+        relevant: for each query id the ids of its relevant documents.
+    """
 
     name: str
     queries: dict[str, str]
@@ -37,7 +44,14 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs of sentences and how alike people found them."""
+    """Pairs of sentences, and how similar people found them.
+
+    Attributes:
+        name: of the set, for tables.
+        first: N sentences.
+        second: N sentences, each to be compared with the one in `first` at the same place.
+        scores: N numbers; a higher one means more similar.
+    """
 
     name: str
     first: list[str]
@@ -48,16 +62,19 @@ class PairSet:
 def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[RetrievalSet], list[PairSet]]:
     """Load sets by name, from folders laid out like NanoBEIR, and from files of sentence pairs.
 
-    A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>-*.parquet`; columns `_id`, `text`
-    and `query-id`, `corpus-id`. One folder may hold several sets. A file is Parquet with `sentence1`,
-    `sentence2`, `score`.
+    A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>-*.parquet`. Corpus and queries have the columns
+    `_id` and `text`, qrels `query-id` and `corpus-id`. One folder may hold several sets. A file of sentence pairs is
+    Parquet with the columns `sentence1`, `sentence2` and `score`.
 
     Args:
-        flag: where the names come from, for errors.
-        names: NanoBEIR's, `nanobeir` for all of them, `stsb`, folders, files.
+        flag: the flag that gave the names, for errors.
+        names: NanoBEIR's names, `nanobeir` for all of them, `stsb`, folders, files.
+
+    Returns:
+        Retrieval sets, and sets of sentence pairs.
 
     Raises:
-        UserError: an unknown name, the hub out of reach, or a folder or file laid out otherwise.
+        UserError: a name is unknown, the hub cannot be reached, or a folder or file has another layout.
     """
     retrieval: list[RetrievalSet] = []
     pairs: list[PairSet] = []
@@ -82,6 +99,7 @@ def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[Retrieva
 
 
 def _read_pairs(flag: str, file: Path) -> PairSet:
+    """A set of sentence pairs from a Parquet file."""
     try:
         table = pq.read_table(file, columns=_PAIR_COLUMNS)
     except (pa.ArrowInvalid, OSError) as error:
@@ -97,6 +115,7 @@ def _read_pairs(flag: str, file: Path) -> PairSet:
 
 
 def _load_stsb(flag: str) -> PairSet:
+    """The test split of the STS benchmark, from the hub."""
     from datasets import load_dataset  # only needed here, and slow to import
 
     try:
@@ -109,11 +128,13 @@ def _load_stsb(flag: str) -> PairSet:
 
 
 def _no_hub(flag: str, name: str, hub_id: str, error: Exception) -> str:
+    """The error text for a set that the hub did not give."""
     logger.debug("%s %s", flag, name, exc_info=True)
     return f"{flag} {name}: {hub_id}: {why_the_hub_failed(error)}, or pass {flag} <local folder>"
 
 
 def _load_nanobeir(flag: str, name: str) -> RetrievalSet:
+    """One of NanoBEIR's sets, from the hub."""
     try:
         loaded = NanoBEIREvaluator([name]).evaluators[0]
     except Exception as error:  # datasets and the hub's client raise many kinds
@@ -129,6 +150,7 @@ def _load_nanobeir(flag: str, name: str) -> RetrievalSet:
 
 
 def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
+    """All sets of a folder laid out like NanoBEIR."""
     names = sorted({file.name.split("-")[0] for file in folder.glob("qrels/*.parquet")})
     if not names:
         raise UserError(f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
@@ -136,38 +158,45 @@ def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
 
 
 def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
-    columns = {"corpus": ("_id", "text"), "queries": ("_id", "text"), "qrels": ("query-id", "corpus-id")}
-    parts = {}
-    for part, (first, second) in columns.items():
-        files = sorted(folder.glob(f"{part}/{name}-*.parquet"))
-        if not files:
-            raise UserError(f"{flag} {folder}: no {part}/{name}-*.parquet")
-        try:
-            tables = [pq.read_table(file, columns=[first, second]) for file in files]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{flag} {folder}: {part}: expected Parquet with {first}, {second}: {error}") from error
-        table = pa.concat_tables(tables)
-        if set(table.column_names) != {first, second}:
-            raise UserError(f"{flag} {folder}: {part}: columns {table.column_names}, expected {first}, {second}")
-        parts[part] = list(zip(table[first].to_pylist(), table[second].to_pylist(), strict=True))
-    corpus, queries = dict(parts["corpus"]), dict(parts["queries"])
+    """One set of a folder, without the queries that have no relevant document in its corpus."""
+    corpus = dict(_read_columns(flag, folder, "corpus", name, ("_id", "text")))
+    queries = dict(_read_columns(flag, folder, "queries", name, ("_id", "text")))
     relevant: dict[str, set[str]] = {}
-    for query, document in parts["qrels"]:
+    for query, document in _read_columns(flag, folder, "qrels", name, ("query-id", "corpus-id")):
         if query in queries and document in corpus:
             relevant.setdefault(query, set()).add(document)
     if not relevant:
-        raise UserError(f"{flag} {folder}: no query of {name} has a relevant document in its corpus")
+        raise UserError(
+            f"{flag} {folder}: no query of {name} has a relevant document in its corpus; expected qrels with ids "
+            "of queries/ and corpus/"
+        )
     return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant)
 
 
+def _read_columns(flag: str, folder: Path, part: str, name: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """The rows of a part of a set: its two columns, from all of its files."""
+    files = sorted(folder.glob(f"{part}/{name}-*.parquet"))
+    if not files:
+        raise UserError(
+            f"{flag} {folder}: no {part}/{name}-*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR"
+        )
+    try:
+        table = pa.concat_tables(pq.read_table(file, columns=list(columns)) for file in files)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{flag} {folder}: {part}: expected Parquet with {', '.join(columns)}: {error}") from error
+    if set(table.column_names) != set(columns):
+        raise UserError(f"{flag} {folder}: {part}: columns {table.column_names}, expected {', '.join(columns)}")
+    return zip(*(table[column].to_pylist() for column in columns), strict=True)
+
+
 def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
-    """Scores (Q, N) in float32, whatever the autocast that the vectors were made under: bf16 would make ties."""
+    """Scores (Q, N) of vectors (Q, D) and (N, D) in float32, also under autocast, since bf16 would make ties."""
     with torch.autocast(queries.device.type, enabled=False):
         return cos_sim(queries.float(), documents.float())
 
 
 def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
-    """Sentence-transformers' evaluator for a set; its primary metric is nDCG@10."""
+    """sentence-transformers' evaluator for a set; its primary metric is nDCG@10."""
     return InformationRetrievalEvaluator(
         dataset.queries,
         dataset.corpus,

@@ -1,31 +1,33 @@
 """All layers of a ModernBERT cut to a student's width and depth, in closed form, without training.
 
-The student's residual stream stands for h_S = P h_T. LayerNorm subtracts the mean over the width, so only the
-part of h_T that has mean zero matters, and P = R B^T takes its leading directions B (D_T, D_S - 1) to R
-(D_S, D_S - 1), orthonormal and orthogonal to the vector of ones: h_S has mean zero as well. Where h_T lies in
-the span of B,
+The student's residual stream is h_S = P h_T. LayerNorm subtracts the mean over the width, so only the part of h_T that
+has mean zero is ever read. B (D_T, D_S - 1) holds the leading mean-zero directions of h_T, and the columns of R
+(D_S, D_S - 1) are orthonormal and orthogonal to the vector of ones. With P = R B^T, h_S has mean zero as well. If h_T
+lies in the span of B,
 
-    LN(h_T) = sqrt(D_T / D_S) P^T LN(h_S),
+    LN(h_T) = sqrt(D_T / D_S) P^T LN(h_S).
 
-so a weight W that reads LN(h_T) * w becomes sqrt(D_T / D_S) W diag(w) P^T, one that writes becomes P W, and the
-norms' own weights become 1. What the cut loses is then refitted, layer after layer on the student's own inputs:
-each weight that writes to the stream is moved by ridge regression to what the teacher's stream does from this
-layer to the next one kept, the layers left out included.
+So a weight W that reads LN(h_T) * w becomes sqrt(D_T / D_S) W diag(w) P^T, a weight that writes to the stream becomes
+P W, and the norms' own weights become 1.
 
-The embeddings' norm, whose output is the stream itself, gives every token the same length. A factor a token is
-free there, and is spent on the decoder, which the table is tied to: logits are E_T y_T, and G = pinv(E_S) E_T
-gives the y_S = G y_T that comes nearest. The head's dense layer is regressed to it, scaled down to where GELU is
-a straight line; its norm undoes the scale.
+The cut loses what lies outside the span of B. `heal` makes up for a part of it: layer after layer, it refits each
+weight that writes to the student's stream by ridge regression on the student's own inputs. The target is what the
+teacher's stream becomes before the next layer that is kept, so the layers that are left out count as well.
 
-D_T, D_S: hidden_size. L_T, L_S: layers. N: tokens of the sample.
+The embeddings' norm gives every token's vector the same length, so the length of a row in the table is free. The
+decoder, which is tied to the table, keeps the lengths that it has in the teacher. The teacher's logits are E_T y_T, and
+y_S = pinv(E_S) E_T y_T gives the student's nearest logits E_S y_S. The head's dense layer is regressed to this y_S,
+scaled down so far that GELU is nearly linear; the weight of the norm after GELU undoes the scale.
+
+D_T, D_S: hidden_size. L_T, L_S: layers. I_T: the teacher's intermediate_size. H: heads. d: head_dim.
+T: tokens of a packed batch. E (V, D): token embeddings. y (D,): the head's output. LN: LayerNorm without a weight.
 
 References:
     Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024; Muralidharan et al. 2024, Minitron, arXiv:2407.14679;
     Trinh et al. 2025, GUIDE, arXiv:2510.06502
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,36 +35,65 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 from transformers import ModernBertForMaskedLM, ModernBertModel
 
-from modernbert_small.algebra import mean_free_basis
-from modernbert_small.initialise.guide import select_uniformly
+from modernbert_small.algebra import leading_eigenvectors, mean_free_basis
+from modernbert_small.initialise.guide import project_attention, project_mlp, require_same_head_dim
 from modernbert_small.pretrain.masking import IGNORED
 from modernbert_small.run.progress import ProgressBar
 
-# Relative to the mean square of the inputs. Small: there are dozens of tokens for each weight of a row.
+# Relative to the mean square of the inputs. Small, because there are dozens of tokens for each weight of a row.
 _RIDGE = 1e-3
-# Size of the head's inputs to GELU. GELU(u) = u / 2 + 0.4 u^2 - ...: a straight line to 4 % of u here.
+# Root mean square of the inputs to the head's GELU. GELU(u) = u / 2 + 0.4 u^2 - ..., so at this size the square is 4 %
+# of the linear part.
 _LINEAR_SCALE = 0.05
 
+Batches = Sequence[Mapping[str, Any]]  # as `sample_batches` makes them: tensors (1, T) and what packed attention needs
+Selection = Sequence[tuple[list[int], list[int]]]  # for each of the student's layers the teacher's heads and neurons
 
-@dataclass(frozen=True)
-class Parts:
-    """What makes the transfer up; each can be switched off to see what it is worth.
 
-    stream_basis: axes from the residual stream over the sample, else from the token embeddings.
-    importance: heads and neurons by what they write over the sample, else evenly spread.
-    heal: refit the weights that write.
+@torch.no_grad()
+def transfer_all_layers(
+    student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, batches: Batches
+) -> tuple[Tensor, list[int]]:
+    """Fill all of a student's weights from a teacher.
+
+    Args:
+        student: modified; has the teacher's head_dim and vocabulary, and no more layers, heads or neurons than it.
+        teacher: not modified. Both are on one device and use packed attention, see `use_packed_attention`.
+        batches: packed batches with masked tokens and `labels`, as phase 3 makes them, some 30,000 tokens.
+
+    Returns:
+        P (D_S, D_T) float64, with which the student's stream is P times the teacher's; and the L_S layers of the
+        teacher that were kept.
+
+    Raises:
+        ValueError: the sizes do not fit, or the teacher computes values that are not finite.
     """
-
-    stream_basis: bool = True
-    importance: bool = True
-    heal: bool = True
+    S, T = student.config, teacher.config
+    require_same_head_dim(S, T)
+    kept = choose_layers(T.layer_types, S.layer_types)
+    moments = TeacherMoments(teacher.model)
+    moments.add(batches[::2])  # moments need fewer tokens than regressions do
+    P = stream_basis(moments.stream.sum(0), S.hidden_size)
+    selection = select_by_output(teacher, moments, kept, P, S.num_attention_heads, S.intermediate_size)
+    cut(student, teacher, kept, P, selection)
+    states_S, states_T = heal(student.model, teacher.model, batches, kept, P)
+    fit_head(student, teacher, batches, states_S, states_T)
+    return P, kept
 
 
 def choose_layers(teacher_types: Sequence[str], student_types: Sequence[str]) -> list[int]:
-    """The teacher's layer for each of the student's: of the same attention, in order, evenly spread.
+    """The teacher's layer for each of the student's layers.
 
-    Layer 0 stays layer 0, which alone has no norm before its attention. Among all choices the one with the least sum
-    of distances to even spacing.
+    The chosen layers have the student's types of attention and keep their order. Layer 0 is always chosen first, since
+    it alone has no norm before its attention. Among these choices, the one with the least sum of distances to even
+    spacing is taken.
+
+    Args:
+        teacher_types: (L_T,) such as "full_attention", "sliding_attention".
+        student_types: (L_S,).
+
+    Returns:
+        L_S layers of the teacher, ascending.
 
     Raises:
         ValueError: there is no such choice.
@@ -73,64 +104,67 @@ def choose_layers(teacher_types: Sequence[str], student_types: Sequence[str]) ->
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}  # last layer chosen -> distance, choice
     for index in range(1, L_S):
         ideal = index * (L_T - 1) / (L_S - 1)
-        best = {
-            layer: min(
-                (distance + abs(layer - ideal), [*choice, layer])
-                for last, (distance, choice) in best.items()
-                if last < layer
-            )
-            for layer in range(index, L_T)
-            if teacher_types[layer] == student_types[index] and min(best) < layer
-        }
-        if not best:
+        longer = {}
+        for layer in range(index, L_T):
+            shorter = [choice for last, choice in best.items() if last < layer]
+            if shorter and teacher_types[layer] == student_types[index]:
+                distance, choice = min(shorter)
+                longer[layer] = (distance + abs(layer - ideal), [*choice, layer])
+        if not longer:
             raise ValueError(f"the teacher has too few {student_types[index]} layers for {L_S} in this order")
+        best = longer
     return min(best.values())[1]
 
 
-class _Recorder:
-    """Second moments of what a teacher computes over the sample.
+class TeacherMoments:
+    """Second moments of what a teacher computes over a sample, all zero until `add`.
 
-    stream: (L_T + 1, D_T, D_T), of LN(h) before each layer and after the last. heads: for each layer and head what
-    attention's Wo reads of it (d, d). neurons: for each layer the mean squares of the MLP's Wo's inputs (I_T,).
+    Attributes:
+        stream: (L_T + 1, D_T, D_T) float64, of LN(h) before each layer and after the last.
+        heads: (L_T, H, d, d) float64, of the part of attention's Wo's input that each head gives.
+        neurons: (L_T, I_T) float64, sums of squares of the inputs of the MLP's Wo.
     """
 
     def __init__(self, model: ModernBertModel) -> None:
-        D = model.config.hidden_size
-        self.stream = torch.zeros(len(model.layers) + 1, D, D, dtype=torch.float64)
-        n_heads = model.config.num_attention_heads
-        self.heads = torch.zeros(len(model.layers), n_heads, D // n_heads, D // n_heads, dtype=torch.float64)
-        self.neurons = torch.zeros(len(model.layers), model.config.intermediate_size, dtype=torch.float64)
+        D, L, H = model.config.hidden_size, len(model.layers), model.config.num_attention_heads
         self.model = model
+        self.stream = torch.zeros(L + 1, D, D, dtype=torch.float64)
+        self.heads = torch.zeros(L, H, D // H, D // H, dtype=torch.float64)
+        self.neurons = torch.zeros(L, model.config.intermediate_size, dtype=torch.float64)
 
     @torch.no_grad()
-    def run(self, batches: Sequence[dict[str, Any]]) -> None:
-        with ProgressBar(len(batches) * len(self.model.layers), "reading the teacher", "layer") as bar:
+    def add(self, batches: Batches) -> None:
+        """Run the teacher over packed batches and add their moments."""
+        model = self.model
+        with ProgressBar(len(batches) * len(model.layers), "reading the teacher", "layer") as bar:
             for batch in batches:
-                h = self.model.embeddings(batch["input_ids"])
-                for index, layer in enumerate(self.model.layers):
-                    self._add(self.stream[index], _normalised(h))
-                    x, written = _attention(self.model, index, h, batch)
-                    by_head = x[0].double().unflatten(1, self.heads.shape[1:3]).transpose(0, 1)
-                    self.heads[index] += (by_head.transpose(1, 2) @ by_head).to(self.heads.device)
+                h = model.embeddings(batch["input_ids"])
+                for index, layer in enumerate(model.layers):
+                    self.stream[index] += _second_moment(_normalised(h)[0])
+                    x, written = _attention(model, index, h, batch)
+                    by_head = x[0].unflatten(1, self.heads.shape[1:3]).transpose(0, 1)  # (H, T, d)
+                    self.heads[index] += _second_moment(by_head)
                     h = h + written
                     x = _mlp_input(layer, h)
                     self.neurons[index] += x[0].double().square().sum(0).cpu()
                     h = h + layer.mlp.Wo(x)
                     bar.update(1)
-                self._add(self.stream[-1], _normalised(h))
+                self.stream[-1] += _second_moment(_normalised(h)[0])
 
-    @staticmethod
-    def _add(moment: Tensor, x: Tensor) -> None:
-        x = x[0].double()
-        moment += (x.T @ x).to(moment.device)
+
+def _second_moment(x: Tensor) -> Tensor:
+    """The sum of x x^T over the tokens of x (..., T, D): (..., D, D) float64, on the CPU."""
+    x = x.double()
+    return (x.mT @ x).cpu()
 
 
 def _normalised(h: Tensor) -> Tensor:
+    """LN(h), of the shape of h (..., D)."""
     return layer_norm(h, h.shape[-1:])
 
 
-def _attention(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What attention's Wo reads and what it writes, both (1, T, D), of a stream h (1, T, D)."""
+def _attention(model: ModernBertModel, index: int, h: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The input and the output of attention's Wo in one layer, both (1, T, D), for a stream h (1, T, D)."""
     layer = model.layers[index]
     seen: list[Tensor] = []
     hook = layer.attn.Wo.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -142,88 +176,110 @@ def _attention(model: ModernBertModel, index: int, h: Tensor, batch: dict[str, A
 
 
 def _mlp_input(layer: torch.nn.Module, h: Tensor) -> Tensor:
-    """What the MLP's Wo reads (1, T, I)."""
+    """The input of the MLP's Wo (1, T, I) for a stream h (1, T, D)."""
     inputs, gate = layer.mlp.Wi(layer.mlp_norm(h)).chunk(2, dim=-1)
     return layer.mlp.act(inputs) * gate
 
 
 def stream_basis(moments: Tensor, size: int) -> Tensor:
-    """P (size, D_T) float64 for the leading mean-free directions of second moments.
+    """P (D_S, D_T) float64, made of the leading mean-zero directions of a stream's second moments.
 
     Args:
-        moments: (D_T, D_T) of LN(h), which has mean zero over the width.
-        size: D_S. If it is D_T nothing is cut: P only subtracts the mean.
+        moments: (D_T, D_T) float64 on the CPU, of LN(h), which has mean zero over the width.
+        size: D_S. If it equals D_T, nothing is cut and P only subtracts the mean.
+
+    Raises:
+        ValueError: moments are not finite.
     """
     D = len(moments)
     if size == D:
         return torch.eye(D, dtype=torch.float64) - 1 / D
     R_T = mean_free_basis(D)
-    _, directions = torch.linalg.eigh(R_T.T @ moments @ R_T)
-    B = R_T @ directions.flip(1)[:, : size - 1]
+    directions, _ = leading_eigenvectors((R_T.T @ moments @ R_T).numpy(), size - 1)
+    B = R_T @ torch.from_numpy(directions)
     return mean_free_basis(size) @ B.T
 
 
 def select_heads(moments: Tensor, Wo: Tensor, wanted: int) -> list[int]:
-    """The heads that write most: largest E|Wo_h o_h|^2 = tr(Wo_h E[o_h o_h^T] Wo_h^T).
+    """The heads with the largest output: E|Wo_h o_h|^2 = tr(Wo_h E[o_h o_h^T] Wo_h^T).
 
     Args:
-        moments: (H, d, d), second moments of each head's part of Wo's input.
+        moments: (H, d, d), second moments of o_h, each head's part of Wo's input.
         Wo: (D, H * d).
+        wanted: how many to select, at most H.
+
+    Returns:
+        The selected heads in ascending order.
     """
-    parts = Wo.unflatten(1, moments.shape[:2]).transpose(0, 1)  # (H, D, d)
-    sizes = ((parts @ moments) * parts).sum((1, 2))
+    by_head = Wo.unflatten(1, moments.shape[:2]).transpose(0, 1)  # (H, D, d)
+    sizes = ((by_head @ moments) * by_head).sum((1, 2))
     return sorted(sizes.topk(wanted).indices.tolist())
 
 
 def select_neurons(mean_square: Tensor, Wo: Tensor, wanted: int) -> list[int]:
-    """The neurons that write most: largest E a_i^2 |Wo_i|^2."""
+    """The neurons with the largest output: E a_i^2 |Wo_i|^2.
+
+    Args:
+        mean_square: (I,), of a_i, each neuron's input to Wo; a common factor makes no difference.
+        Wo: (D, I).
+        wanted: how many to select, at most I.
+
+    Returns:
+        The selected neurons in ascending order.
+    """
     return sorted((mean_square * Wo.square().sum(0)).topk(wanted).indices.tolist())
 
 
-@torch.no_grad()
-def transfer_all_layers(
-    student: ModernBertForMaskedLM,
-    teacher: ModernBertForMaskedLM,
-    batches: Sequence[dict[str, Any]],
-    parts: Parts = Parts(),
-) -> tuple[Tensor, list[int]]:
-    """Give a student all that fits of a teacher.
+def select_by_output(
+    teacher: ModernBertForMaskedLM, moments: TeacherMoments, kept: Sequence[int], P: Tensor, heads: int, neurons: int
+) -> Selection:
+    """The heads and neurons of each kept layer that write most to the student's stream, see `select_heads`.
 
     Args:
-        student: modified; the teacher's head_dim and vocabulary, and no more layers, heads or neurons.
-        teacher: both on one device and with packed attention, see `attention`; not modified.
-        batches: packed batches with masked tokens and `labels`, as phase 3 makes them, some 30,000 tokens.
-        parts: what to do.
-
-    Returns:
-        P (D_S, D_T) float64, with which the student's stream is P times the teacher's; and which of the teacher's
-        layers were kept.
-
-    Raises:
-        ValueError: sizes do not fit.
+        teacher: not modified.
+        moments: the teacher's, over a sample.
+        kept: (L_S,) layers of the teacher.
+        P: (D_S, D_T) float64 on the CPU.
+        heads, neurons: how many to select in each layer.
     """
-    S, T = student.config, teacher.config
-    head_dim = T.hidden_size // T.num_attention_heads
-    if S.hidden_size // S.num_attention_heads != head_dim:
-        raise ValueError(f"student head_dim {S.hidden_size // S.num_attention_heads}, teacher {head_dim}: must agree")
-    kept = choose_layers(T.layer_types, S.layer_types)
-    recorder = _Recorder(teacher.model)
-    recorder.run(batches[::2])  # moments need fewer tokens than regressions do
-    if parts.stream_basis:
-        P = stream_basis(recorder.stream.sum(0), S.hidden_size)
-    else:
-        table = _normalised(teacher.get_input_embeddings().weight.double().cpu())
-        P = stream_basis(table.T @ table, S.hidden_size)
+    selection = []
+    for source in kept:
+        layer = teacher.model.layers[source]
+        attn_Wo, mlp_Wo = (P @ Wo.weight.double().cpu() for Wo in (layer.attn.Wo, layer.mlp.Wo))
+        kept_heads = select_heads(moments.heads[source], attn_Wo, heads)
+        selection.append((kept_heads, select_neurons(moments.neurons[source], mlp_Wo, neurons)))
+    return selection
+
+
+@torch.no_grad()
+def cut(
+    student: ModernBertForMaskedLM,
+    teacher: ModernBertForMaskedLM,
+    kept: Sequence[int],
+    P: Tensor,
+    selection: Selection,
+) -> None:
+    """Fill the student's embeddings, layers and final norm; the masked-LM head stays as it is.
+
+    Args:
+        student: modified.
+        teacher: not modified.
+        kept: (L_S,) layers of the teacher.
+        P: (D_S, D_T) float64 on the CPU, see `stream_basis`.
+        selection: L_S pairs of the heads and neurons to keep.
+    """
     _cut_embeddings(student, teacher, P)
-    for index, source in enumerate(kept):
-        _cut_layer(student, teacher, index, source, P, recorder if parts.importance else None)
-    h_S, h_T = _walk(student.model, teacher.model, batches, kept, P, parts.heal)
-    _fit_head(student, teacher, batches, h_S, h_T, P)
-    return P, kept
+    head_dim = require_same_head_dim(student.config, teacher.config)
+    for index, (source, (heads, neurons)) in enumerate(zip(kept, selection, strict=True)):
+        _cut_layer(student.model.layers[index], teacher.model.layers[source], index == 0, P, heads, neurons, head_dim)
+    if P.shape[0] == P.shape[1]:
+        student.model.final_norm.weight.copy_(teacher.model.final_norm.weight)
+    else:
+        student.model.final_norm.weight.fill_(1)
 
 
 def _cut_embeddings(student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, P: Tensor) -> None:
-    """The table such that the student's embeddings, normed, are P times the teacher's up to their length."""
+    """Fill the table (V, D_S) so that the normed embeddings are P times the teacher's, but for their lengths."""
     table_S, norm_S = student.get_input_embeddings().weight, student.model.embeddings.norm
     table_T, norm_T = teacher.get_input_embeddings().weight.double(), teacher.model.embeddings.norm
     if P.shape[0] == P.shape[1]:
@@ -236,46 +292,101 @@ def _cut_embeddings(student: ModernBertForMaskedLM, teacher: ModernBertForMasked
 
 
 def _cut_layer(
-    student: ModernBertForMaskedLM,
-    teacher: ModernBertForMaskedLM,
-    index: int,
-    source: int,
+    layer_S: torch.nn.Module,
+    layer_T: torch.nn.Module,
+    is_first: bool,
     P: Tensor,
-    recorder: _Recorder | None,
+    heads: Sequence[int],
+    neurons: Sequence[int],
+    head_dim: int,
 ) -> None:
-    """Fill one of the student's layers from one of the teacher's."""
-    S, T = student.config, teacher.config
-    layer_S, layer_T = student.model.layers[index], teacher.model.layers[source]
+    """Fill a layer of the student from a layer of the teacher. P: (D_S, D_T) float64 on the CPU."""
     Wqkv, attn_Wo, Wi, mlp_Wo = (
         W.weight.double().cpu() for W in (layer_T.attn.Wqkv, layer_T.attn.Wo, layer_T.mlp.Wi, layer_T.mlp.Wo)
     )
-    head_dim = T.hidden_size // T.num_attention_heads
-    if recorder is None:
-        heads = select_uniformly(T.num_attention_heads, S.num_attention_heads)
-        neurons = select_uniformly(T.intermediate_size, S.intermediate_size)
-    else:
-        heads = select_heads(recorder.heads[source], P @ attn_Wo, S.num_attention_heads)
-        neurons = select_neurons(recorder.neurons[source], P @ mlp_Wo, S.intermediate_size)
-    full_width = P.shape[0] == P.shape[1]
-    if index == 0:  # reads the embeddings, not normed again
-        read_attn = torch.eye(len(P), dtype=torch.float64) if full_width else P.T
-    else:
-        read_attn = layer_T.attn_norm.weight.double().cpu()[:, None] * P.T * (P.shape[1] / P.shape[0]) ** 0.5
+    D_S, D_T = P.shape
+    scale = (D_T / D_S) ** 0.5
+    basis = P.T
+    if not is_first:
+        Wqkv = scale * Wqkv * layer_T.attn_norm.weight.double().cpu()
         layer_S.attn_norm.weight.fill_(1)
-    read_mlp = layer_T.mlp_norm.weight.double().cpu()[:, None] * P.T * (P.shape[1] / P.shape[0]) ** 0.5
+    elif D_S == D_T:
+        # No norm precedes the first attention, so it reads the embeddings' mean too, and the table is copied whole.
+        basis = torch.eye(D_T, dtype=torch.float64)
+    Wi = scale * Wi * layer_T.mlp_norm.weight.double().cpu()
     layer_S.mlp_norm.weight.fill_(1)
-    rows = torch.cat([torch.arange(h * head_dim, (h + 1) * head_dim) for h in heads])
-    qkv = Wqkv.view(3, -1, Wqkv.shape[1])[:, rows].reshape(-1, Wqkv.shape[1])
-    layer_S.attn.Wqkv.weight.copy_(qkv @ read_attn)
-    layer_S.attn.Wo.weight.copy_(P @ attn_Wo[:, rows])
-    chosen = torch.tensor(neurons)
-    pairs = Wi.view(2, -1, Wi.shape[1])[:, chosen].reshape(-1, Wi.shape[1])
-    layer_S.mlp.Wi.weight.copy_(pairs @ read_mlp)
-    layer_S.mlp.Wo.weight.copy_(P @ mlp_Wo[:, chosen])
+    modules = (layer_S.attn.Wqkv, layer_S.attn.Wo, layer_S.mlp.Wi, layer_S.mlp.Wo)
+    attention = project_attention(Wqkv, attn_Wo, basis, heads, head_dim)
+    mlp = project_mlp(Wi, mlp_Wo, P.T, neurons)
+    for module, weight in zip(modules, (*attention, *mlp), strict=True):
+        module.weight.copy_(weight)
+
+
+@torch.no_grad()
+def heal(
+    student: ModernBertModel, teacher: ModernBertModel, batches: Batches, kept: Sequence[int], P: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Refit the weights that write to the student's stream, from the first layer to the last.
+
+    The sample runs through both models side by side. When a layer of the student is reached, its attention's Wo and
+    then its MLP's Wo are moved to where the student's stream comes nearest to P times the teacher's.
+
+    Args:
+        student: modified.
+        teacher: not modified.
+        batches: packed batches on the models' device.
+        kept: (L_S,) layers of the teacher.
+        P: (D_S, D_T).
+
+    Returns:
+        The last hidden states of the student (1, T, D_S) and of the teacher (1, T, D_T) for each batch.
+    """
+    P = P.to(student.device, torch.float32)
+    h_S = [student.embeddings(batch["input_ids"]) for batch in batches]
+    h_T = [teacher.embeddings(batch["input_ids"]) for batch in batches]
+    with ProgressBar(len(kept), "fitting the student", "layer") as bar:
+        for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(teacher.layers)], strict=True)):
+            layer = student.layers[index]
+            h_T = _after_attention(teacher, source, h_T, batches)
+            inputs = [_attention(student, index, h, batch)[0] for h, batch in zip(h_S, batches, strict=True)]
+            h_S = _refit_and_write(layer.attn.Wo, h_S, inputs, h_T, P)
+            h_T = _after_mlp(teacher, source, h_T)
+            for skipped in range(source + 1, following):
+                h_T = _after_mlp(teacher, skipped, _after_attention(teacher, skipped, h_T, batches))
+            inputs = [_mlp_input(layer, h) for h in h_S]
+            h_S = _refit_and_write(layer.mlp.Wo, h_S, inputs, h_T, P)
+            bar.update(1)
+    return [student.final_norm(h) for h in h_S], [teacher.final_norm(h) for h in h_T]
+
+
+def _after_attention(model: ModernBertModel, index: int, streams: list[Tensor], batches: Batches) -> list[Tensor]:
+    """The streams (1, T, D) after a layer's attention wrote to them."""
+    return [h + _attention(model, index, h, batch)[1] for h, batch in zip(streams, batches, strict=True)]
+
+
+def _after_mlp(model: ModernBertModel, index: int, streams: list[Tensor]) -> list[Tensor]:
+    """The streams (1, T, D) after a layer's MLP wrote to them."""
+    layer = model.layers[index]
+    return [h + layer.mlp.Wo(_mlp_input(layer, h)) for h in streams]
+
+
+def _refit_and_write(
+    Wo: torch.nn.Linear, streams: list[Tensor], inputs: list[Tensor], targets_T: list[Tensor], P: Tensor
+) -> list[Tensor]:
+    """Refit Wo, and return the streams (1, T, D_S) after it wrote to them.
+
+    inputs: (1, T, K), what Wo reads. targets_T: (1, T, D_T), the teacher's streams. P: (D_S, D_T) float32.
+    """
+    targets = [(target @ P.T - h)[0] for target, h in zip(targets_T, streams, strict=True)]
+    _refit(Wo.weight, [x[0] for x in inputs], targets)
+    return [h + Wo(x) for h, x in zip(streams, inputs, strict=True)]
 
 
 def _refit(weight: Tensor, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Move a weight (D, K) to the ridge regression from inputs (T, K) to targets (T, D), staying near where it is."""
+    """Move a weight (D, K) to the ridge regression from inputs (T, K) to targets (T, D).
+
+    The penalty is on the distance to the weight as it was, so directions without data stay as they are.
+    """
     W = weight.double()
     K = W.shape[1]
     gram = torch.zeros(K, K, dtype=torch.float64, device=W.device)
@@ -288,63 +399,30 @@ def _refit(weight: Tensor, inputs: Sequence[Tensor], targets: Sequence[Tensor]) 
     weight.copy_(W + torch.linalg.solve(gram, residual.T).T)
 
 
-def _walk(
-    S: ModernBertModel, T: ModernBertModel, batches: Sequence[dict[str, Any]], kept: list[int], P: Tensor, heal: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Carry the sample through both models side by side; heal each of the student's layers when it is reached.
-
-    Returns:
-        Both streams (1, T, D) of each batch after the last layer.
-    """
-    P = P.to(S.device, torch.float32)
-    h_S = [S.embeddings(batch["input_ids"]) for batch in batches]
-    h_T = [T.embeddings(batch["input_ids"]) for batch in batches]
-    with ProgressBar(len(kept), "fitting the student", "layer") as bar:
-        for index, (source, following) in enumerate(zip(kept, [*kept[1:], len(T.layers)], strict=True)):
-            layer = S.layers[index]
-            middle = [h + _attention(T, source, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
-            inputs = [_attention(S, index, h, batch)[0] for h, batch in zip(h_S, batches, strict=True)]
-            h_S = _write(layer.attn.Wo, h_S, inputs, middle if heal else None, P)
-
-            h_T = [h + T.layers[source].mlp.Wo(_mlp_input(T.layers[source], h)) for h in middle]
-            for skipped in range(source + 1, following):
-                h_T = [h + _attention(T, skipped, h, batch)[1] for h, batch in zip(h_T, batches, strict=True)]
-                h_T = [h + T.layers[skipped].mlp.Wo(_mlp_input(T.layers[skipped], h)) for h in h_T]
-            inputs = [_mlp_input(layer, h) for h in h_S]
-            h_S = _write(layer.mlp.Wo, h_S, inputs, h_T if heal else None, P)
-            bar.update(1)
-    return h_S, h_T
-
-
-def _write(
-    Wo: torch.nn.Linear, h: list[Tensor], inputs: list[Tensor], targets_T: list[Tensor] | None, P: Tensor
-) -> list[Tensor]:
-    """The streams after Wo wrote to them; with the teacher's streams, Wo is refitted first."""
-    if targets_T is not None:
-        targets = [(t @ P.T - old)[0] for t, old in zip(targets_T, h, strict=True)]
-        _refit(Wo.weight, [x[0] for x in inputs], targets)
-    return [old + Wo(x) for old, x in zip(h, inputs, strict=True)]
-
-
-def _fit_head(
+@torch.no_grad()
+def fit_head(
     student: ModernBertForMaskedLM,
     teacher: ModernBertForMaskedLM,
-    batches: Sequence[dict[str, Any]],
-    h_S: list[Tensor],
-    h_T: list[Tensor],
-    P: Tensor,
+    batches: Batches,
+    states_S: Sequence[Tensor],
+    states_T: Sequence[Tensor],
 ) -> None:
-    """The MLM head: copied at full width, else regressed so that the logits come nearest."""
+    """Fill the masked-LM head: copied at the teacher's width, else regressed so that the logits come nearest.
+
+    Args:
+        student: modified; its embeddings and layers are filled.
+        teacher: not modified.
+        batches: packed batches with `labels` (1, T); the head is fitted on the masked tokens.
+        states_S, states_T: last hidden states (1, T, D_S) and (1, T, D_T) for each batch.
+    """
     S, T = student, teacher
-    if P.shape[0] == P.shape[1]:
-        S.model.final_norm.weight.copy_(T.model.final_norm.weight)
+    if S.config.hidden_size == T.config.hidden_size:
         S.head.load_state_dict(T.head.state_dict())
         S.decoder.bias.copy_(T.decoder.bias)
         return
-    S.model.final_norm.weight.fill_(1)
     hidden = [batch["labels"][0] != IGNORED for batch in batches]
-    z = torch.cat([S.model.final_norm(h)[0][at] for h, at in zip(h_S, hidden, strict=True)]).double()
-    y_T = torch.cat([T.head(T.model.final_norm(h)[0][at]) for h, at in zip(h_T, hidden, strict=True)]).double()
+    z = torch.cat([state[0][at] for state, at in zip(states_S, hidden, strict=True)]).double()
+    y_T = torch.cat([T.head(state[0][at]) for state, at in zip(states_T, hidden, strict=True)]).double()
     E_S, E_T = (model.get_input_embeddings().weight.double() for model in (S, T))
     gram = E_S.T @ E_S
     gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64, device=gram.device)

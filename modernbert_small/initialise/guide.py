@@ -1,11 +1,11 @@
 """GUIDE: a small ModernBERT's first weights from a large one's, by PCA and projection.
 
-With B the `basis` (D_T, D_S), orthonormal columns, the student's residual stream stands for h_S = B^T h_T.
-A weight that reads the stream becomes W B, one that writes to it B^T W. Heads and neurons, which have no
-common direction to project on, are selected whole: RoPE pairs channels within a head, and GeGLU pairs each
-input row with its gate row.
+The `basis` B (D_T, D_S) has orthonormal columns, and the student's residual stream is h_S = B^T h_T. A weight W that
+reads the stream becomes W B, and a weight that writes to it becomes B^T W. Heads and neurons are not projected but
+selected, since they have no directions in common: RoPE pairs channels within a head, and GeGLU pairs each input row
+with its gate row.
 
-D_T, D_S: teacher, student hidden_size. V: vocabulary. I: intermediate_size.
+D_T, D_S: hidden_size of teacher and student. V: vocabulary. I_T, I_S: intermediate_size. H: kept heads. d: head_dim.
 
 References:
     Trinh et al. 2025, GUIDE, arXiv:2510.06502
@@ -17,43 +17,35 @@ import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
+from modernbert_small.algebra import leading_directions
+
 
 def principal_basis(vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The directions in which vectors vary most.
+    """The directions in which vectors vary most: `leading_directions`, centred, for tensors.
 
     Args:
-        vectors: (N, D), N >= 2.
-        size: directions to keep, 1 <= size <= D.
+        vectors: (N, D).
+        size: directions to keep, 1 <= size <= min(N, D).
 
     Returns:
-        basis (D, size) float64, orthonormal columns by falling variance, each column's largest entry
-        positive so that the result does not depend on the LAPACK at hand; and the share of the variance
-        that each explains (size,) float64.
+        basis (D, size) float64, orthonormal columns by falling variance, each with its largest entry positive; and
+        each one's share of the variance (size,) float64. Both are on the vectors' device.
 
     Raises:
-        ValueError: size out of range, too few vectors, or values that are not finite.
+        ValueError: size is out of range, or a value is not finite.
     """
-    N, D = vectors.shape
-    if not 1 <= size <= D or N < 2:
-        raise ValueError(f"cannot take {size} principal directions of {N} vectors of width {D}")
-    if not bool(torch.isfinite(vectors).all()):
-        raise ValueError("vectors hold NaN or infinity, expected finite values")
-    centred = vectors.double() - vectors.double().mean(0)
-    variance, directions = torch.linalg.eigh(centred.T @ centred)
-    basis = directions.flip(1)[:, :size]
-    signs = torch.sign(basis.gather(0, basis.abs().argmax(0, keepdim=True)))
-    explained = variance.flip(0)[:size].clamp(min=0) / variance.clamp(min=0).sum()
-    return basis * signs, explained
+    basis, explained = leading_directions(vectors.double().cpu().numpy(), size, centred=True)
+    return torch.from_numpy(basis).to(vectors.device), torch.from_numpy(explained).to(vectors.device)
 
 
 def select_uniformly(available: int, wanted: int) -> list[int]:
-    """`wanted` of `available` indices, evenly spread: GUIDE's choice of heads and neurons.
+    """`wanted` of the indices 0 to `available` - 1, evenly spread: GUIDE's choice of heads and neurons.
 
     Raises:
-        ValueError: more wanted than available.
+        ValueError: more are wanted than available.
     """
     if wanted > available:
-        raise ValueError(f"cannot select {wanted} of {available}")
+        raise ValueError(f"cannot select {wanted} of {available} heads or neurons; take at most {available}")
     return [index * available // wanted for index in range(wanted)]
 
 
@@ -62,17 +54,15 @@ def project_attention(
 ) -> tuple[Tensor, Tensor]:
     """Project an attention block onto the student's width and heads.
 
-    H: kept heads. d: head_dim.
-
     Args:
-        Wqkv_T: (3 * D_T, D_T), rows [all q | all k | all v]; the preceding norm's weight folded in.
-        Wo_T: (D_T, D_T) output projection.
+        Wqkv_T: (3 * D_T, D_T), rows [all q | all k | all v]; the preceding norm's weight is folded in already.
+        Wo_T: (D_T, D_T).
         basis: (D_T, D_S), orthonormal columns.
         kept_heads: H distinct teacher heads; H * d == D_S.
         head_dim: d, the same in both models.
 
     Returns:
-        Wqkv_S (3 * D_S, D_S) and Wo_S (D_S, D_S). Inputs are not modified.
+        Wqkv_S (3 * D_S, D_S) and Wo_S (D_S, D_S).
 
     Raises:
         ValueError: shapes disagree, or a head repeats or is out of range.
@@ -95,7 +85,7 @@ def project_mlp(Wi_T: Tensor, Wo_T: Tensor, basis: Tensor, kept_neurons: Sequenc
     """Project a gated MLP onto the student's width and neurons.
 
     Args:
-        Wi_T: (2 * I_T, D_T), rows [input | gate]; the preceding norm's weight folded in.
+        Wi_T: (2 * I_T, D_T), rows [input | gate]; the preceding norm's weight is folded in already.
         Wo_T: (D_T, I_T).
         basis: (D_T, D_S), orthonormal columns.
         kept_neurons: I_S distinct neurons; each keeps its (input, gate) pair.
@@ -110,30 +100,32 @@ def project_mlp(Wi_T: Tensor, Wo_T: Tensor, basis: Tensor, kept_neurons: Sequenc
     if basis.shape[0] != D_T or Wi_T.shape != (2 * I_T, D_T):
         raise ValueError(f"Wi {tuple(Wi_T.shape)}, Wo {tuple(Wo_T.shape)} do not fit a basis of {basis.shape[0]} rows")
     if len(set(kept_neurons)) != len(kept_neurons) or not all(0 <= n < I_T for n in kept_neurons):
-        raise ValueError(f"kept_neurons: expected distinct neurons of 0..{I_T - 1}")
+        raise ValueError(f"kept_neurons holds repeated or unknown neurons; expected distinct ones of 0..{I_T - 1}")
     neurons = torch.as_tensor(kept_neurons)
     read = Wi_T.view(2, I_T, D_T)[:, neurons].reshape(-1, D_T)
     return read @ basis, basis.T @ Wo_T[:, neurons]
 
 
 def project_norm(weight_T: Tensor, basis: Tensor) -> Tensor:
-    """The diagonal nearest to B^T diag(weight) B: a norm's weight that cannot be folded into a reader.
+    """A norm's weight on the student's width, for a norm that no weight reads from.
+
+    The exact projection B^T diag(weight) B is a full matrix (D_S, D_S). The nearest diagonal matrix is its diagonal.
 
     Args:
         weight_T: (D_T,).
-        basis: (D_T, D_S).
+        basis: (D_T, D_S), orthonormal columns.
 
     Returns:
-        (D_S,), sum_i basis[i, j]^2 * weight[i].
+        (D_S,), entry j is sum_i basis[i, j]^2 * weight[i].
     """
     return basis.square().T @ weight_T
 
 
 def transfer_embeddings(student: ModernBertForMaskedLM, embeddings_T: Tensor, basis: Tensor) -> list[str]:
-    """Give the student the teacher's token embeddings on the basis; the tied decoder has them too.
+    """Fill the student's token embeddings, and with them the tied decoder, with the teacher's on the basis.
 
-    The mean embedding is subtracted, as PCA does. The decoder cannot tell: a vector common to all tokens adds
-    the same to all logits. On the way in it would only drown what tells tokens apart.
+    The mean embedding is subtracted, as PCA does. In the decoder this changes nothing: a vector that all tokens share
+    adds the same number to all logits. In the embeddings it would only hide the differences between the tokens.
 
     Args:
         student: modified.
@@ -141,7 +133,7 @@ def transfer_embeddings(student: ModernBertForMaskedLM, embeddings_T: Tensor, ba
         basis: (D_T, D_S).
 
     Returns:
-        Names of the tensors that were set.
+        The names of the filled tensors.
     """
     weight = student.get_input_embeddings().weight
     with torch.no_grad():
@@ -149,27 +141,39 @@ def transfer_embeddings(student: ModernBertForMaskedLM, embeddings_T: Tensor, ba
     return ["model.embeddings.tok_embeddings.weight"]
 
 
-def transfer_first_layer(student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, basis: Tensor) -> list[str]:
-    """Project the teacher's first layer, norms and MLM head onto the student, as GUIDE does.
+def require_same_head_dim(student: ModernBertConfig, teacher: ModernBertConfig) -> int:
+    """The head_dim d of both models.
 
-    A norm's weight is folded into the weights that read from it; the embeddings' norm, which the residual
-    stream itself comes from, and the head's, which the decoder reads, are projected to the nearest diagonal.
+    Raises:
+        ValueError: they differ. A head is copied whole, so both need the same.
+    """
+    d_S, d_T = (config.hidden_size // config.num_attention_heads for config in (student, teacher))
+    if d_S != d_T:
+        raise ValueError(
+            f"student head_dim {d_S}, teacher {d_T}: must agree; give the student hidden_size / {d_T} attention heads"
+        )
+    return d_T
+
+
+def transfer_first_layer(student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, basis: Tensor) -> list[str]:
+    """Project the teacher's first layer, norms and masked-LM head onto the student, as GUIDE does.
+
+    A norm's weight is folded into the weights that read from it. No weight reads from the embeddings' norm, which the
+    residual stream begins with, or from the head's norm, which the decoder reads; both use `project_norm`.
 
     Args:
         student: modified.
         teacher: a ModernBERT with masked-LM head and the student's head_dim.
-        basis: (D_T, D_S).
+        basis: (D_T, D_S), orthonormal columns.
 
     Returns:
-        Names of the tensors that were set.
+        The names of the filled tensors.
 
     Raises:
         ValueError: the student has more heads or neurons than the teacher, or another head_dim.
     """
     S, T = student.config, teacher.config
-    head_dim = T.hidden_size // T.num_attention_heads
-    if S.hidden_size // S.num_attention_heads != head_dim:
-        raise ValueError(f"student head_dim {S.hidden_size // S.num_attention_heads}, teacher {head_dim}: must agree")
+    head_dim = require_same_head_dim(S, T)
     weights = {name: value.double() for name, value in teacher.state_dict().items()}
     layer = "model.layers.0."
     heads = select_uniformly(T.num_attention_heads, S.num_attention_heads)
@@ -197,12 +201,12 @@ def transfer_first_layer(student: ModernBertForMaskedLM, teacher: ModernBertForM
 
 
 def _set_tensors(student: ModernBertForMaskedLM, new: dict[str, Tensor]) -> list[str]:
-    """Copy tensors into the student by name; returns the names."""
+    """Copy tensors into the student's tensors of the same names; returns the names."""
     targets = student.state_dict()
     with torch.no_grad():
         for name, value in new.items():
             if targets[name].shape != value.shape:
-                raise ValueError(f"{name}: {tuple(value.shape)} does not fit {tuple(targets[name].shape)}")
+                raise ValueError(f"{name}: shape {tuple(value.shape)}, expected {tuple(targets[name].shape)}")
             targets[name].copy_(value)
     return list(new)
 
@@ -217,7 +221,15 @@ def student_config(
     special_ids: dict[str, int | None],
     teacher: ModernBertConfig | None,
 ) -> ModernBertConfig:
-    """The student's configuration: its sizes, and from a ModernBERT teacher everything that is not a size."""
+    """The student's configuration: the given sizes, and everything else from the teacher.
+
+    Args:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, max_position_embeddings, vocab_size:
+            the student's.
+        special_ids: ids of the tokenizer's special tokens, such as `pad_token_id`.
+        teacher: a ModernBERT's configuration, whose activations, RoPE and attention window are taken over; without
+            one the student has ModernBERT's defaults.
+    """
     inherited = {}
     if teacher is not None:
         names = (

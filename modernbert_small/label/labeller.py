@@ -1,14 +1,12 @@
-"""Labelling texts with a teacher: tokens first, then batches of similar length under a token budget."""
+"""Embedding texts with a teacher, in batches of similar length that hold about equally many tokens."""
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
@@ -17,14 +15,13 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
-from modernbert_small.algebra import unit_vectors
+from modernbert_small.label.sample import Sample
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.tokens import text_tokenizer
 from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
-from modernbert_small.run.shards import count_rows, read_table, split_files
 
 logger = logging.getLogger(__name__)
 
@@ -34,74 +31,6 @@ PROMPT_NAMES = {
     "document": ("document", "passage", "corpus", "search_document"),
 }
 _TEXTS_AT_ONCE = 1024  # an encoding holds some 100 bytes a token, of which 8 are kept
-
-
-def read_blocks(files: Sequence[Path], columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """Parquet files as tables of exactly `rows` rows, the last one shorter."""
-    waiting: list[pa.Table] = []
-    count = 0
-    for table in read_table(files, columns):
-        waiting.append(table)
-        count += len(table)
-        while count >= rows:
-            joined = pa.concat_tables(waiting)
-            yield joined.slice(0, rows).combine_chunks()
-            waiting, count = [joined.slice(rows)], count - rows
-    if count:
-        yield pa.concat_tables(waiting).combine_chunks()
-
-
-def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[NDArray[np.int64], list[str], list[str]]:
-    """A random sample of a corpus's split, the whole split if it is smaller.
-
-    Returns:
-        The rows' positions, ascending; their texts; their kinds.
-    """
-    files = split_files(data, split)
-    chosen = np.sort(np.random.default_rng(seed).permutation(count_rows(files))[:size])
-    texts: list[str] = []
-    kinds: list[str] = []
-    first = 0
-    for table in read_table(files, ("text", "kind")):
-        rows = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(table))] - first
-        picked = table.take(pa.array(rows))
-        texts += picked["text"].to_pylist()
-        kinds += picked["kind"].to_pylist()
-        first += len(table)
-    return chosen, texts, kinds
-
-
-class Sample(NamedTuple):
-    """Vectors that fitting the projection has made already.
-
-    rows: (n,), ascending positions in the training split. vectors: (n, D) float32.
-    """
-
-    rows: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-
-    def save(self, path: Path) -> None:
-        """Write both, for the other processes and for a run that goes on."""
-        with path.open("wb") as stream:
-            np.savez(stream, rows=self.rows, vectors=self.vectors)
-
-    @classmethod
-    def none(cls, width: int) -> "Sample":
-        """Of no rows."""
-        return cls(np.empty(0, np.int64), np.empty((0, width), np.float32))
-
-    @classmethod
-    def load(cls, path: Path, width: int) -> "Sample":
-        """What was saved; no rows where nothing was."""
-        if not path.exists():
-            return cls.none(width)
-        with np.load(path) as saved:
-            return cls(saved["rows"], saved["vectors"])
-
-    def within(self, first: int, count: int) -> "Sample":
-        """The part in `count` rows from `first` on, counted from there."""
-        part = slice(*np.searchsorted(self.rows, (first, first + count)))
-        return Sample(self.rows[part] - first, self.vectors[part])
 
 
 def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str] | pa.ChunkedArray, where: str) -> None:
@@ -118,21 +47,6 @@ def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str] | pa.C
             f"{where}: the teacher's vector of row {bad[0]} ({text[:60]!r}) has length {lengths[bad[0]]}, "
             f"expected a finite one; {len(bad)} of {len(texts)} rows are so; choose another --teacher_name_or_path"
         )
-
-
-def write_shard(
-    path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, counts: Mapping[str, int]
-) -> None:
-    """Write labels beside their sentences, aside first, then renamed; counts go into the metadata."""
-    if embeddings.shape != (len(table), width):
-        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
-    require_vectors(embeddings, table["text"], path.name)
-    labels = unit_vectors(embeddings).astype(np.float16)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
-    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
-    shard = shard.replace_schema_metadata({name: str(value) for name, value in counts.items()})
-    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
-    path.with_suffix(".tmp").replace(path)
 
 
 def text_prompts(teacher: SentenceTransformer) -> dict[str, str]:
@@ -152,19 +66,19 @@ def text_prompts(teacher: SentenceTransformer) -> dict[str, str]:
 class Labeller:
     """A teacher that embeds queries with its query prompt and documents with its document prompt.
 
-    A ModernBERT runs packed, without padding; other architectures on padded batches of similar length. On
-    hardware with bf16 the encoder runs in it, under autocast.
+    A ModernBERT runs on packed rows, without padding. Other architectures run on padded batches of similar length. On
+    hardware with bf16 the encoder runs under bf16 autocast.
 
     Args:
         teacher: any text SentenceTransformer with a fast tokenizer.
         device: where it runs.
-        tokens_per_batch: tokens in a batch, padding included; at least one text whatever its length.
+        tokens_per_batch: tokens in a batch, padding included. A batch holds at least one text, whatever its length.
         attn_implementation: for a ModernBERT, see `attention`.
 
     Attributes:
         truncated: texts that were longer than the teacher reads.
-        tokens, positions: run on so far; positions include padding.
-        seconds: spent in `embed`.
+        tokens, positions: how many were embedded so far; positions include padding.
+        seconds: how long `embed` took so far.
 
     Raises:
         UserError: no transformer, no fast tokenizer, or a pooling that leaves out prompts.
@@ -192,7 +106,7 @@ class Labeller:
 
     @property
     def speed(self) -> dict[str, float]:
-        """For run.json: tokens a second and the share of padding, of all that was embedded so far, if anything was."""
+        """Tokens a second and the share of padding, for run.json; empty if nothing was embedded yet."""
         if not self.tokens:
             return {}
         return {
@@ -249,7 +163,7 @@ class Labeller:
     def embed_rest(
         self, rows: Sequence[NDArray[np.int64]], known: Sample, bar: ProgressBar | None = None
     ) -> NDArray[np.float32]:
-        """As `embed`, of the rows that are not known.
+        """As `embed`, but without embedding again the rows whose vectors are known.
 
         Args:
             rows: what `tokenize` gives.

@@ -1,13 +1,15 @@
-"""Attention over packed rows: no padding through the model, none across rows.
+"""Attention over packed rows: the model computes no padding, and no row attends to another row.
 
-Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is PyTorch's own
-variable-length Flash Attention (`torch.nn.attention.varlen`), so flash-attn need not be compiled, or
-flash-attn where it is installed. On CPU, rows of similar length are gathered into dense groups for
-`scaled_dot_product_attention`, sliding windows in blocks of the window's reach; only attention sees the
-groups' padding, everything else in the model runs on the tokens there are.
+Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is flash-attn if it is
+installed, else PyTorch's own variable-length Flash Attention (`torch.nn.attention.varlen`), for which nothing has to
+be compiled. On CPU, rows of similar length are gathered into dense groups for `scaled_dot_product_attention`, and
+sliding windows are computed in blocks as long as the window's reach. Only attention computes the padding of these
+groups; the rest of the model computes the tokens alone.
 
-Both are registered with transformers' AttentionInterface. Given padded input (no `cu_seq_lens_q`), they
-are transformers' sdpa, so the same model serves `encode` and evaluators.
+Both kernels are registered with transformers' AttentionInterface. For padded input, which has no `cu_seq_lens_q`, they
+call transformers' sdpa, so the same model serves `encode` and the evaluators.
+
+B: rows. H: heads. T: tokens of all rows. L: tokens of a dense group's longest row. d: width of a head.
 """
 
 import functools
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,21 +31,25 @@ from transformers.masking_utils import sdpa_mask
 logger = logging.getLogger(__name__)
 
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "packed_sdpa", "flash_attention_2")
-# Rows share a dense group down to this share of its longest row: fewer kernels against more padding.
+# A dense group takes rows down to this share of its longest row. Less would give fewer kernels and more padding.
 _SHORTEST_IN_GROUP = 0.75
-# 4 MB in bf16: of 2^20 to 2^23 scores the fastest, forward and backward, for rows of 256 to 1,024 tokens.
+# Attention scores that are computed at a time, 4 MB in bf16. Of 2^20 to 2^23 scores this is the fastest for forward
+# and backward, for rows of 256 to 1,024 tokens.
 _SCORES_IN_CACHE = 1 << 21
 
 
 def choose_attn_implementation(requested: str, device: torch.device) -> tuple[str, str]:
-    """The implementation to use, and why.
+    """Choose an attention implementation for a device.
 
     Args:
         requested: one of ATTN_IMPLEMENTATIONS.
         device: where the model runs.
 
+    Returns:
+        The implementation's name, and the reason for the choice.
+
     Raises:
-        ValueError: no such implementation, or it cannot run there.
+        ValueError: there is no such implementation, or it cannot run on the device.
     """
     if requested not in ATTN_IMPLEMENTATIONS:
         raise ValueError(f"attn_implementation: {requested}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
@@ -59,7 +66,19 @@ def choose_attn_implementation(requested: str, device: torch.device) -> tuple[st
 
 
 def use_packed_attention(model: PreTrainedModel, requested: str, device: torch.device) -> str:
-    """Switch a model to packed attention; logs and returns what was chosen."""
+    """Switch a model to packed attention.
+
+    Args:
+        model: modified.
+        requested: one of ATTN_IMPLEMENTATIONS.
+        device: where the model runs.
+
+    Returns:
+        The name of the implementation that was chosen; it is logged too.
+
+    Raises:
+        ValueError: there is no such implementation, or it cannot run on the device.
+    """
     AttentionInterface.register("varlen", varlen_attention)
     AttentionInterface.register("packed_sdpa", packed_sdpa_attention)
     for name in ("varlen", "packed_sdpa"):
@@ -71,7 +90,7 @@ def use_packed_attention(model: PreTrainedModel, requested: str, device: torch.d
 
 
 def _mask_for_padded_input(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Packed input comes without a mask and needs none; padded input gets sdpa's."""
+    """The mask of sdpa for padded input; None for packed input, which has no mask and needs none."""
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
@@ -93,14 +112,15 @@ def varlen_attention(
         module: the calling layer.
         query, key, value: (1, H, T, d).
         attention_mask: None for packed input.
-        scaling: factor of the scores.
-        sliding_window: ModernBERT's, one more than the reach to each side; None attends to the whole row.
-        cu_seq_lens_q: (B + 1,) int32 row boundaries; None for padded input.
-        max_length_q: longest row.
-        kwargs: passed on for padded input.
+        scaling: factor of the scores; d ** -0.5 by default.
+        sliding_window: ModernBERT's: one more than the number of tokens that are seen to each side; None attends to
+            the whole row.
+        cu_seq_lens_q: (B + 1,) int32, where rows begin and end; None for padded input.
+        max_length_q: tokens of the longest row.
+        kwargs: passed on to sdpa for padded input.
 
     Returns:
-        (1, T, H, d), and no attention weights.
+        The output (1, T, H, d), and None in place of attention weights.
     """
     if cu_seq_lens_q is None:
         return _padded(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -122,7 +142,7 @@ def varlen_attention(
     return out[None], None
 
 
-@torch.compiler.disable  # the groups are made in NumPy and differ in every batch
+@torch.compiler.disable  # the groups are made in NumPy and differ from batch to batch
 def packed_sdpa_attention(
     module: nn.Module,
     query: Tensor,
@@ -160,46 +180,72 @@ def packed_sdpa_attention(
 
 
 def _whole_rows(q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None, scale: float | None) -> Tensor:
-    """Attention between all tokens of a row.
+    """Attention between all tokens of each row of a dense group.
 
-    q, k, v: (B, H, L, d). filled: (B, L) bool, False where a slot is padding; None without padding.
-    Returns (B, H, L, d).
+    Args:
+        q: (B, H, L, d).
+        k: (B, H, L, d).
+        v: (B, H, L, d).
+        filled: (B, L) bool, False where a slot is padding; None for a group without padding.
+        scale: factor of the scores; d ** -0.5 by default.
+
+    Returns:
+        (B, H, L, d).
     """
     mask = None if filled is None else filled[:, None, None, :]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    # The CPU's fused kernel computes in float32. Matrix products in bf16 are twice as fast, if only so many
-    # heads are taken at a time that their scores stay in the cache.
+    # The CPU's fused kernel computes in float32. Matrix products in bf16 are twice as fast, provided that only as many
+    # heads are computed at a time as have scores that fit into the cache.
     B, H, L, d = q.shape
     q = q * (d**-0.5 if scale is None else scale)
     bias = q.new_zeros(B, H, 1, L) if mask is None else q.new_zeros(B, H, 1, L).masked_fill(~mask, float("-inf"))
     heads = max(1, _SCORES_IN_CACHE // L**2)
-    parts = zip(*(x.reshape(B * H, -1, x.shape[-1]).split(heads) for x in (q, k, v, bias)), strict=True)
-    outputs = [torch.softmax(torch.baddbmm(b, q_h, k_h.transpose(1, 2)), -1) @ v_h for q_h, k_h, v_h, b in parts]
+    q_parts, k_parts, v_parts, bias_parts = (x.reshape(B * H, -1, x.shape[-1]).split(heads) for x in (q, k, v, bias))
+    outputs = []
+    for q_h, k_h, v_h, bias_h in zip(q_parts, k_parts, v_parts, bias_parts, strict=True):
+        scores = torch.baddbmm(bias_h, q_h, k_h.transpose(1, 2))  # (heads, L, L)
+        outputs.append(torch.softmax(scores, -1) @ v_h)
     return torch.cat(outputs).view(B, H, L, d)
 
 
 def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int, scale: float | None) -> Tensor:
-    """Attention within `reach` tokens: blocks of `reach` queries against their own and both next blocks.
+    """Attention to the tokens within `reach` to each side, in blocks.
 
-    q, k, v: (B, H, L, d). filled: (B, L) bool, False where a slot is padding. Returns (B, H, L, d).
+    A block of `reach` queries is compared with the keys of its own block, the block before and the block after.
+
+    Args:
+        q: (B, H, L, d).
+        k: (B, H, L, d).
+        v: (B, H, L, d).
+        filled: (B, L) bool, False where a slot is padding.
+        reach: tokens that are seen to each side.
+        scale: factor of the scores; d ** -0.5 by default.
+
+    Returns:
+        (B, H, L, d).
     """
     B, H, L, d = q.shape
     n_blocks = -(-L // reach)
     fill = n_blocks * reach - L
 
     def with_neighbours(x: Tensor) -> Tensor:
-        """(B, H, L, d) -> (B, H, n_blocks, 3 * reach, d). Three shifted views: unfold's gradient is slow on CPU."""
+        """Each block with both neighbours, (B, H, L, d) -> (B, H, n_blocks, 3 * reach, d).
+
+        It is made of three shifted views, since the gradient of `unfold` is slow on a CPU.
+        """
         blocks = pad(x, (0, 0, reach, reach + fill)).reshape(B, H, n_blocks + 2, reach, d)
         return torch.cat([blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:]], 3)
 
-    q, k, v = pad(q, (0, 0, 0, fill)).reshape(B, H, n_blocks, reach, d), with_neighbours(k), with_neighbours(v)
+    q = pad(q, (0, 0, 0, fill)).reshape(B, H, n_blocks, reach, d)
+    k, v = with_neighbours(k), with_neighbours(v)
     keys = pad(filled, (reach, reach + fill)).unfold(1, 3 * reach, reach)  # (B, n_blocks, 3 * reach)
-    distance = torch.arange(3 * reach, device=q.device)[None] - torch.arange(reach, 2 * reach, device=q.device)[:, None]
-    mask = keys[:, None, :, None, :] & (distance.abs() <= reach)
-    # A padding query may have no key at all: let it see itself, its output goes nowhere.
+    key_positions = torch.arange(3 * reach, device=q.device)
+    distance = key_positions[None] - key_positions[reach : 2 * reach, None]  # (reach, 3 * reach)
+    mask = keys[:, None, :, None, :] & (distance.abs() <= reach)  # (B, 1, n_blocks, reach, 3 * reach)
+    # A query that is padding may have no key at all, which would give NaN. It sees itself; its output is not used.
     mask = mask | (distance == 0)
-    # Matrix products, not sdpa: with a mask on CPU its fused kernel is slower at this size.
+    # These are matrix products and not sdpa, whose fused kernel is slower at this size on a CPU, given a mask.
     scores = (q * (d**-0.5 if scale is None else scale)) @ k.transpose(-1, -2)
     out = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1) @ v
     return out.reshape(B, H, n_blocks * reach, d)[:, :, :L]
@@ -208,16 +254,20 @@ def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int,
 def _padded(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa, for input that was padded."""
+    """transformers' sdpa, for padded input."""
     return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=False, **kwargs)
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Where each token goes. Slots: the dense groups' positions, end to end, padding among them.
+    """How the tokens of a batch are gathered into dense groups.
 
-    to_slots: (n_slots,) the token in each slot, T for padding. to_tokens: (T,) the slot of each token.
-    shapes: (rows, length) of each group.
+    Slots are the positions of all groups, end to end. A slot holds a token or padding.
+
+    Attributes:
+        to_slots: (n_slots,) int64, the index of the token in each slot; T for padding.
+        to_tokens: (T,) int64, the slot of each token.
+        shapes: number of rows and length of each group.
     """
 
     to_slots: Tensor
@@ -227,7 +277,11 @@ class _Groups:
 
 @functools.lru_cache(maxsize=4)
 def _groups(cu_seq_lens: bytes) -> _Groups:
-    """Group rows of similar length. The argument is the int32 array's bytes: all layers of a batch share it."""
+    """Group the rows of a batch by similar length.
+
+    The argument is the bytes of the batch's `cu_seq_lens`, an int32 array, so that the result can be cached: all
+    layers of the model need the same groups.
+    """
     bounds: NDArray[np.int64] = np.frombuffer(cu_seq_lens, np.int32).astype(np.int64)
     starts, lengths, T = bounds[:-1], np.diff(bounds), int(bounds[-1])
     order = np.argsort(-lengths, kind="stable")
@@ -244,27 +298,30 @@ def _groups(cu_seq_lens: bytes) -> _Groups:
     to_tokens = np.empty(T, np.int64)
     is_token = to_slots < T
     to_tokens[to_slots[is_token]] = np.flatnonzero(is_token)
-    with torch.inference_mode(False):  # cached: what is made for an inference may be met again in training
+    with torch.inference_mode(False):  # a cached tensor that was made in inference mode would be refused in training
         return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), shapes)
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows of x in the order `index`; an index past the end gives zeros.
+    """Rows of x (n, D) in the order of `index`, where the index n stands for a row of zeros.
 
-    `index` is one-to-one but for those, so the gradient is a gather by its inverse, not the scatter-add
-    that autograd would use.
+    Other indices do not repeat. So the gradient is a gather by the inverse of `index`, which is faster than the
+    scatter-add that autograd would use.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        """(n, D) float, (m,) int64 and its inverse (n,) int64 -> (m, D)."""
         ctx.save_for_backward(inverse)
         return _take(x, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None, None]:
+        """(m, D) -> (n, D)."""
         (inverse,) = ctx.saved_tensors
         return _take(grad, inverse), None, None
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x (n, D) by index, where the index n gives zeros."""
     return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, index)

@@ -1,8 +1,8 @@
-"""Batches of packed rows: the same tokens in every batch, no padding, resumable, the same for a seed.
+"""Batches of packed rows: about equally many tokens in each, no padding, and the same batches for the same seed.
 
-An epoch is one shuffle of all rows, cut where the running token count passes multiples of the epoch's
-tokens / n. Rows of all lengths mix freely, so a batch is a fair sample of the corpus, and the number of
-batches is the same in each epoch, which transformers' Trainer needs to resume at the right one.
+An epoch shuffles all rows and cuts them into n batches of about (tokens of the epoch) / n tokens. Rows of all lengths
+mix freely, so a batch is a fair sample of the corpus. The number of batches is the same in each epoch, which
+transformers' Trainer needs to resume at the right batch.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-_NOT_THE_SHUFFLE = 1  # in a seed: another stream than that of the same epoch's shuffle
+from modernbert_small.packed.tokens import TokenStore
+
+_MASK_STREAM = 1  # added to an epoch's seed, so that masks are drawn from another stream than its shuffle
 
 
 class Batch(NamedTuple):
-    """Rows of one batch.
+    """The rows of one batch, and what is drawn at random for them.
 
-    seed, position: for what is drawn at random, the masks: one number a token from the seed's stream, of which
-    the batch begins with number `position`. weight: its rows over the mean of all batches; a loss that is a
-    mean over the batch's rows, times this, gives every row equal weight.
+    Attributes:
+        rows: (B,) indices of the rows.
+        seed: seed of the stream from which masks draw one number for each token.
+        weight: number of rows, over the mean number of rows of all batches. A loss that is a mean over the batch's
+            rows, times this weight, counts every row of the epoch equally.
+        position: the batch's first token draws the number at this position of the stream.
     """
 
     rows: NDArray[np.int64]
@@ -32,19 +37,20 @@ class Batch(NamedTuple):
 
 
 class PackedSampler(Sampler[Batch]):
-    """Cuts a shuffle of all rows into batches of about `tokens_per_batch` tokens.
+    """Shuffles all rows and cuts them into batches of about `tokens_per_batch` tokens.
 
-    Each batch holds tokens_per_batch on average (more when the corpus is too small for two batches) and
-    differs from it by at most the longest row. With `world_size` processes the n batches are dealt in
-    turn; batch k of one process with budget w * b is the union of batches k*w .. k*w + w - 1 of budget b,
-    with the same numbers drawn for each token.
+    All n batches hold nearly the same number of tokens: their mean is at least tokens_per_batch, and a batch differs
+    from the mean by at most the longest row. The n batches are dealt to the `world_size` processes in turn. So w
+    processes with b tokens a batch read together, in step k, the same rows as one process with w * b tokens in its
+    batch k, and the same random numbers are drawn for each token.
 
     Args:
         lengths: (n_rows,) tokens of each row, all positive.
         tokens_per_batch: at least the longest row.
-        seed: with the epoch, fixes the shuffle.
-        shuffle: False keeps the rows' order (evaluation).
-        rank, world_size: this process and how many there are.
+        seed: fixes the shuffle, together with the epoch.
+        shuffle: False keeps the rows' order, for evaluation.
+        rank: number of this process.
+        world_size: number of processes.
 
     Raises:
         ValueError: a row longer than `tokens_per_batch`, or too few tokens for a batch per process.
@@ -62,7 +68,7 @@ class PackedSampler(Sampler[Batch]):
         longest, total = int(lengths.max()), int(lengths.sum())
         if longest > tokens_per_batch:
             raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than the longest row's {longest} tokens")
-        if total < longest * world_size:  # or a batch might be empty
+        if total < longest * world_size:  # a batch could be empty
             raise ValueError(f"{total} tokens in rows of up to {longest} cannot be dealt to {world_size} processes")
         self.lengths, self.seed, self.shuffle = lengths, seed, shuffle
         self.rank, self.world_size = rank, world_size
@@ -73,7 +79,7 @@ class PackedSampler(Sampler[Batch]):
         return self.n_batches // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose shuffle the next iteration yields."""
+        """Choose the epoch whose batches the next iteration yields."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -83,16 +89,25 @@ class PackedSampler(Sampler[Batch]):
         starts = np.cumsum(self.lengths[order]) - self.lengths[order]
         total = int(self.lengths.sum())
         edges = np.searchsorted(starts, np.arange(self.n_batches + 1) * total / self.n_batches)
-        seed = (self.seed, self.epoch if self.shuffle else 0, _NOT_THE_SHUFFLE)
+        seed = (self.seed, self.epoch if self.shuffle else 0, _MASK_STREAM)
         for index in range(self.rank, self.n_batches, self.world_size):
             rows = order[edges[index] : edges[index + 1]]
             yield Batch(rows, seed, len(rows) * self.n_batches / len(order), int(starts[edges[index]]))
 
 
-class PackedLoader(DataLoader):
-    """DataLoader over `dataset.__getitems__(Batch)` that hands the Trainer's epoch to its sampler."""
+class PackedDataset(Dataset):
+    """Rows of a token store. `__getitems__(batch)` of a subclass returns the inputs of a training step."""
 
-    def __init__(self, dataset: torch.utils.data.Dataset, sampler: PackedSampler, num_workers: int = 0) -> None:
+    store: TokenStore
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+
+class PackedLoader(DataLoader):
+    """A DataLoader that calls `dataset.__getitems__(Batch)`, and tells its sampler the Trainer's epoch."""
+
+    def __init__(self, dataset: PackedDataset, sampler: PackedSampler, num_workers: int = 0) -> None:
         super().__init__(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]
@@ -102,25 +117,28 @@ class PackedLoader(DataLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose shuffle the next iteration yields."""
+        """Choose the epoch whose batches the next iteration yields."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 def _as_is(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The features unchanged: a dataset returns whole batches."""
     return features
 
 
 def packed_features(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Tensor | int]:
-    """Model inputs for rows laid end to end, in the names of transformers' flash attention.
+    """Model inputs for rows that lie end to end, under the names of transformers' flash attention.
 
     Args:
         tokens: (T,) ids of all rows.
-        lengths: (B,) tokens of each row, summing to T.
+        lengths: (B,) tokens of each row, which sum to T.
 
     Returns:
-        input_ids, position_ids (1, T) int64, each row's positions from 0; cu_seq_lens_q and _k (B + 1,)
-        int32, where the rows begin and end; max_length_q and _k, the longest row.
+        input_ids (1, T) int64; position_ids (1, T) int64, which begin with 0 in each row; cu_seq_lens_q and
+        cu_seq_lens_k (B + 1,) int32, where the rows begin and end; max_length_q and max_length_k, the longest row.
     """
+    # transformers' DataCollatorWithFlattening gives the same, but goes through Python lists: for 64 rows of 128 tokens
+    # it takes 8 ms (7,700 rows/s) and this 0.04 ms; for 1,000 rows of 60 tokens 42 ms (24,000 rows/s) and this 0.13 ms.
     ends = np.cumsum(lengths)
     positions = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
     cu_seq_lens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))

@@ -1,4 +1,4 @@
-"""Checkpoints: saved before a signal stops the program, recognised when they are not whole."""
+"""Checkpoints: one is saved before a signal stops the program, and those that are not whole are recognised."""
 
 import json
 import logging
@@ -18,13 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT or SIGTERM: the step in progress ends, a checkpoint is saved, then the program stops. A second: at once.
+    """Stops the program at SIGINT or SIGTERM, after the step in progress has ended and a checkpoint is saved.
 
-    A context, in which signals are noted; one that came too late for a step stops the program at its end.
+    A second signal stops it at once. Signals are noted within the context of this object; one that comes after the
+    last step stops the program where the context ends.
     """
 
     def __init__(self) -> None:
-        self._number, self._is_asked = 0, False
+        self._number: int | None = None  # of the signal that came
+        self._is_asked = False  # whether a signal came to any of the processes
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -32,22 +34,25 @@ class StopOnSignal(TrainerCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        self._give_back()
-        if self._number and kind is None:
+        self._restore_handlers()
+        if self._number is not None and kind is None:
             raise_stop(self._number, None)
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
         self._number = number
-        self._give_back()
-        logger.info("%s: stopping when this step is saved; again: at once", signal.Signals(number).name)
+        self._restore_handlers()
+        logger.info(
+            "%s: the program stops when this step is saved; a second signal stops it at once",
+            signal.Signals(number).name,
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint, but not before what happens at an epoch's end."""
-        self._is_asked = any_process(self._number > 0)
+        """Ask for a checkpoint; after an epoch's last step `on_epoch_end` asks for it, when the epoch is counted."""
+        self._is_asked = any_process(self._number is not None)
         if self._is_asked and state.epoch % 1:
             control.should_save = True
 
@@ -61,26 +66,26 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop, now that nothing is lost."""
+        """Stop the program, now that its state is saved."""
         if self._is_asked:
             raise_stop(self._number or signal.SIGTERM, None)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest `checkpoint-*` whose files are whole, None if there is none.
+    """The newest `checkpoint-*` folder whose files are whole, or None if there is none.
 
-    A folder gets this name when it is complete, but disks and copies fail.
+    A folder gets this name only when it is complete, but a disk or a copy may fail later.
     """
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if _is_whole(path):
             return str(path)
-        logger.warning("%s is half-written and left out", path)
+        logger.warning("%s is not used, since some of its files are missing or cut off", path)
     return None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether the state parses, weights are as long as their header says, and torch's archives have their end."""
+    """Whether the state is JSON, the weights are as long as their header says, and torch's archives have their end."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         for file in (weights := list(checkpoint.rglob("*.safetensors"))):

@@ -1,11 +1,12 @@
-"""A training's progress, in real tokens a second."""
+"""The progress of a training run, in tokens a second."""
 
 import logging
 import time
+from datetime import timedelta
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modernbert_small.packed.batches import PackedSampler
@@ -15,40 +16,44 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, else a line per logging interval; both in real tokens a second.
+    """Shows a bar on a terminal, and elsewhere one line for each logging interval.
 
     Args:
-        tokens_per_step: of all processes.
-        share_per_token: of a second at the devices' peak rate, to turn speed into utilisation; None where
-            no peak is known.
+        tokens_per_step: mean number of tokens in a step, of all processes together.
+        peak_seconds_per_token: seconds that a token would take if the devices computed at their peak rate; None if
+            that rate is unknown.
 
     Attributes:
-        tokens_per_second: since training started or resumed, evaluations left out.
+        tokens_per_second: mean speed of all processes together since training started or resumed, without the time
+            for evaluations and checkpoints; None before the first step.
     """
 
-    def __init__(self, tokens_per_step: float, share_per_token: float | None = None) -> None:
-        self.tokens_per_step, self.share_per_token = tokens_per_step, share_per_token
-        self.tokens_per_second = 0.0
+    def __init__(self, tokens_per_step: float, peak_seconds_per_token: float | None = None) -> None:
+        self.tokens_per_step, self.peak_seconds_per_token = tokens_per_step, peak_seconds_per_token
+        self.tokens_per_second: float | None = None
         self._steps, self._seconds, self._step_began = 0, 0.0, 0.0
         self._bar: tqdm | None = None
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation: counted work over what the devices could do."""
-        if self.share_per_token is None or not self.tokens_per_second:
+        """Model FLOPs utilisation, from 0 to 1: counted operations over what the devices could compute at their peak.
+
+        None before the first step, or if the devices' peak rate is unknown.
+        """
+        if self.peak_seconds_per_token is None or self.tokens_per_second is None:
             return None
-        return self.tokens_per_second * self.share_per_token
+        return self.tokens_per_second * self.peak_seconds_per_token
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar, at the step that training resumes from."""
+        """Open the bar, at the step from which training resumes."""
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
         self._step_began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count the step."""
+        """Count the step and its time."""
         now = time.monotonic()
         self._steps, self._seconds, self._step_began = self._steps + 1, self._seconds + now - self._step_began, now
         self.tokens_per_second = self._steps * self.tokens_per_step / self._seconds
@@ -56,7 +61,7 @@ class Progress(TrainerCallback):
             self._bar.update()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the evaluation's time out."""
+        """Leave out the time of the evaluation."""
         self._step_began = time.monotonic()
 
     on_save = on_evaluate
@@ -73,17 +78,29 @@ class Progress(TrainerCallback):
         if self._bar is None or not logs or "train_runtime" in logs:
             return
         shown = " ".join(f"{name} {_short(value)}" for name, value in logs.items() if _is_worth_showing(name, value))
-        remaining = (state.max_steps - state.global_step) * self.tokens_per_step / max(self.tokens_per_second, 1e-9)
-        speed = f"{self.tokens_per_second:,.0f} tokens/s" + ("" if self.mfu is None else f" ({self.mfu:.0%} of peak)")
-        if not self._bar.disable:
-            if any(name.startswith("eval_") for name in logs):
-                with tqdm.external_write_mode():
-                    logger.info("step %d/%d  %s", state.global_step, state.max_steps, shown)
-            else:
-                self._bar.set_postfix_str(f"{shown} {speed}")
-        elif state.global_step:
-            eta = time.strftime("%H:%M:%S", time.gmtime(remaining))
-            logger.info("step %d/%d  %s  %s  %s left", state.global_step, state.max_steps, shown, speed, eta)
+        step = f"step {state.global_step}/{state.max_steps}"
+        if self._bar.disable:
+            if state.global_step:
+                logger.info("%s  %s  %s  %s", step, shown, self._speed(), self._time_left(state))
+        elif any(name.startswith("eval_") for name in logs):
+            with tqdm.external_write_mode():
+                logger.info("%s  %s", step, shown)
+        else:
+            self._bar.set_postfix_str(f"{shown} {self._speed()}")
+
+    def _speed(self) -> str:
+        """The speed as it is shown; empty before the first step."""
+        if self.tokens_per_second is None:
+            return ""
+        share = "" if self.mfu is None else f" ({self.mfu:.0%} of peak)"
+        return f"{self.tokens_per_second:,.0f} tokens/s{share}"
+
+    def _time_left(self, state: TrainerState) -> str:
+        """The time until the last step as it is shown; empty before the first step."""
+        if self.tokens_per_second is None:
+            return ""
+        tokens_left = (state.max_steps - state.global_step) * self.tokens_per_step
+        return f"{timedelta(seconds=round(tokens_left / self.tokens_per_second))} left"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -93,23 +110,30 @@ class Progress(TrainerCallback):
             self._bar.close()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _is_worth_showing(name: str, value: Any) -> bool:
+def _is_worth_showing(name: str, value: object) -> bool:
+    """Whether a metric is shown: numbers, but no clocks and no side metrics of the evaluators."""
     hidden = ("runtime", "per_second", "epoch", "total_flos", "num_input_tokens_seen")
     detail = ("accuracy", "precision", "recall", "mrr", "map")
     return isinstance(value, int | float) and not any(word in name for word in hidden + detail)
 
 
-def use_progress(trainer: Any, sampler: PackedSampler, flops_per_token: float) -> Progress:
-    """Replace the Trainer's own progress with ours."""
+def use_progress(trainer: Trainer, sampler: PackedSampler, flops_per_token: float) -> Progress:
+    """Replace the Trainer's own display of progress with ours.
+
+    Args:
+        trainer: modified.
+        sampler: the batches of its training set.
+        flops_per_token: floating-point operations of forward and backward for one token.
+    """
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     peak = peak_flops_per_second(trainer.args.device)
-    share = None if peak is None else flops_per_token / (peak * trainer.args.world_size)
+    peak_seconds = None if peak is None else flops_per_token / (peak * trainer.args.world_size)
     tokens_per_step = float(sampler.lengths.sum()) / len(sampler) * trainer.args.gradient_accumulation_steps
-    progress = Progress(tokens_per_step, share)
+    progress = Progress(tokens_per_step, peak_seconds)
     trainer.add_callback(progress)
     return progress

@@ -1,9 +1,9 @@
-"""Text as flat token ids on disk: tokenised once, in parallel, then memory-mapped.
+"""Texts as token ids on disk: tokenised once, in parallel, then memory-mapped.
 
-A store is a folder of two arrays: `tokens.npy` (n_tokens,), uint16 where the vocabulary allows, else uint32,
-all rows end to end with their special tokens; `offsets.npy` (n_rows + 1,) int64, row i being
-tokens[offsets[i]:offsets[i + 1]]. It lies in `<data folder>.tokens/<key>`, the key being a hash of the data,
-the tokenizer and the length limit, so a changed corpus or tokenizer never meets an old store.
+A store is a folder with two arrays. `tokens.npy` (n_tokens,) holds all rows end to end with their special tokens, as
+uint16 if the vocabulary has at most 65,536 entries, else as uint32. `offsets.npy` (n_rows + 1,) int64 says where rows
+begin and end: row i is tokens[offsets[i]:offsets[i + 1]]. The folder is `<data folder>.tokens/<split>-<key>`. The key
+is a hash of the data, the tokenizer and the length limit, so a changed corpus or tokenizer gets another store.
 """
 
 import json
@@ -36,7 +36,7 @@ class TokenStore:
     Attributes:
         tokens: (n_tokens,) uint16 or uint32.
         offsets: (n_rows + 1,) int64.
-        truncated: rows that were longer than the limit.
+        truncated: number of rows that were longer than the limit.
     """
 
     tokens: NDArray[np.unsignedinteger]
@@ -52,7 +52,14 @@ class TokenStore:
         return np.diff(self.offsets)
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids of some rows, end to end, and the rows' lengths."""
+        """The token ids of some rows.
+
+        Args:
+            rows: (B,) indices of rows, in any order.
+
+        Returns:
+            (T,) ids of the rows, end to end, and (B,) their lengths, which sum to T.
+        """
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         flat = np.concatenate([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
         return flat.astype(np.int64), ends - starts
@@ -65,19 +72,19 @@ def tokenize_split(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
 ) -> TokenStore:
-    """The token store of one split, made now or found where an earlier run left it.
+    """Open the token store of one split, and make it first if no earlier run did.
 
-    Special tokens written in the text (`[MASK]`) stay text.
+    A special token's name in a text, such as `[MASK]`, is read as ordinary text.
 
     Args:
         data: folder of Parquet shards.
         split: train or validation.
         column: the text column.
         tokenizer: a fast tokenizer.
-        max_seq_length: longer rows lose their end; counted and logged.
+        max_seq_length: in tokens. Longer rows are cut at their end; how many is counted and logged.
 
     Raises:
-        UserError: bad Parquet, or a slow tokenizer.
+        UserError: bad Parquet, no rows, or a slow tokenizer.
     """
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
@@ -93,14 +100,17 @@ def tokenize_split(
 
 
 def cache_folder(data: str | Path) -> Path:
-    """Where what was made of a data folder lies: beside it."""
+    """The folder beside a data folder in which token stores and memory-mapped labels are kept."""
     folder = Path(data).absolute()
     return folder.with_name(folder.name + ".tokens")
 
 
 @contextmanager
 def made_once(path: Path) -> Iterator[bool]:
-    """Whether a path is still missing, and nobody else makes it meanwhile: two runs may share their data."""
+    """Whether a path is missing and has to be made in this context.
+
+    Two runs may share their data. The second one waits until the first has made the path, and then finds it.
+    """
     if path.exists():
         yield False
         return
@@ -110,7 +120,7 @@ def made_once(path: Path) -> Iterator[bool]:
 
 
 def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Tokenizer) -> None:
-    """Tokenise into a folder aside, then rename it."""
+    """Tokenise into a folder with another name, then rename it."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -127,21 +137,19 @@ def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Toke
             stream.write(np.concatenate([np.array(row.ids, dtype) for row in rows]).tobytes())
             bar.update(len(rows))
     offsets = np.cumsum(np.concatenate(lengths))
-    if len(offsets) == 1:
-        raise UserError(f"{files[0].parent}: no rows to tokenise")
-    _bin_to_npy(partial / "tokens.bin", dtype, int(offsets[-1]))
+    n_rows, n_tokens = len(offsets) - 1, int(offsets[-1])
+    if n_rows == 0:
+        raise UserError(f"{files[0].parent}: found no rows to tokenise, expected at least one text")
+    _bin_to_npy(partial / "tokens.bin", dtype, n_tokens)
     np.save(partial / "offsets.npy", offsets)
-    write_json(
-        partial / "counts.json",
-        {"rows": len(offsets) - 1, "tokens": int(offsets[-1]), "truncated": truncated},
-    )
+    write_json(partial / "counts.json", {"rows": n_rows, "tokens": n_tokens, "truncated": truncated})
     partial.rename(folder)
     if truncated:
-        logger.warning("%d of %d texts are longer than max_seq_length and lose their end", truncated, len(offsets) - 1)
+        logger.warning("%d of %d texts are longer than max_seq_length, and are cut at their end", truncated, n_rows)
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Tokenizer:
-    """A tokenizer for data: adds special tokens, cuts to the limit, reads `[MASK]` in a text as text.
+    """A copy of a tokenizer for data: it adds special tokens, cuts to the limit and reads `[MASK]` in a text as text.
 
     Raises:
         UserError: a slow tokenizer.
@@ -158,7 +166,7 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> T
 
 
 def _bin_to_npy(path: Path, dtype: np.dtype, length: int) -> None:
-    """Give raw values an .npy header, without holding them."""
+    """Turn a file of `length` raw values into an .npy file, block by block."""
     with path.open("rb") as raw, path.with_suffix(".npy").open("wb") as out:
         np.lib.format.write_array_header_1_0(
             out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}

@@ -1,26 +1,33 @@
-"""The masked-LM loss: cross-entropy of the hidden tokens alone."""
+"""The masked-LM loss: the mean cross-entropy of the masked tokens alone.
+
+N: masked tokens. V: vocab_size.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from modernbert_small.pretrain.masking import IGNORED, MaskedLMDataset, padded_batches
 
+# Logits that are held in float32 at a time: what fits into a CPU's cache; on CUDA, enough to fill the device.
 _LOGITS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of the rows' cross-entropies, with the gradient made in the same pass, some rows at a time.
+    """The sum of the rows' cross-entropies; the gradient is computed in the same pass, some rows at a time.
 
-    Logits over a vocabulary of 50,000 are the largest tensor of the step. Autograd holds them three times in
-    float32; here float32 lives for some rows only, and one copy in the logits' own precision is kept.
+    Logits over a vocabulary of 50,000 are the largest tensor of a training step. Autograd would hold three copies of
+    them in float32. Here only some rows at a time are in float32, and one copy in the precision of the logits is kept
+    for backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, V) logits and (N,) labels -> a scalar in float32."""
         gradient, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
         step = max(1, _LOGITS_AT_A_TIME.get(logits.device.type, 1 << 28) // logits.shape[1])
         for first in range(0, len(labels), step):
@@ -36,7 +43,8 @@ class _CrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None]:
+        """A scalar -> (N, V), in the precision of the logits."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None
 
@@ -47,11 +55,14 @@ def masked_cross_entropy(
     """transformers' masked-LM loss, in less time and memory.
 
     Args:
-        logits: (N, V) of the hidden tokens alone, as ModernBERT's `sparse_prediction` gives them.
-        labels: (N,), none IGNORED.
+        logits: (N, V) of the masked tokens alone, as ModernBERT gives them with `sparse_prediction`.
+        labels: (N,) int64, none of them IGNORED.
         vocab_size: V.
-        num_items_in_batch: what to divide by if not N.
-        kwargs: what else transformers' losses take.
+        num_items_in_batch: number to divide the sum by; N by default.
+        kwargs: further arguments of transformers' losses; not used.
+
+    Returns:
+        A scalar in float32, in nats.
     """
     total = _CrossEntropy.apply(logits.view(-1, vocab_size), labels)
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -59,21 +70,19 @@ def masked_cross_entropy(
 
 @torch.no_grad()
 def masked_lm_loss(model: PreTrainedModel, dataset: MaskedLMDataset, max_tokens: int, seed: int) -> float:
-    """Mean cross-entropy in nats over the hidden tokens of a dataset's first rows, the same for one seed.
-
-    The model is put into eval mode.
+    """Mean cross-entropy in nats over the masked tokens of a dataset's first rows.
 
     Args:
-        model: any masked-LM model that shares the dataset's vocabulary.
+        model: any masked-LM model that shares the dataset's vocabulary; is put into eval mode.
         dataset: rows to measure on.
-        max_tokens: rows are taken until they hold this many tokens.
-        seed: fixes which tokens are hidden.
+        max_tokens: rows are taken from the first on, until they hold more than this many tokens.
+        seed: fixes which tokens are masked, so that losses of several models can be compared.
     """
     model.eval()
     total, count = 0.0, 0
     for input_ids, attention_mask, labels in padded_batches(dataset, max_tokens, seed, "held-out loss"):
         logits = model(input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)).logits
-        hidden = labels != IGNORED
-        total += cross_entropy(logits.float().cpu()[hidden], labels[hidden], reduction="sum").item()
-        count += int(hidden.sum())
+        masked = labels != IGNORED
+        total += cross_entropy(logits.float().cpu()[masked], labels[masked], reduction="sum").item()
+        count += int(masked.sum())
     return total / max(count, 1)

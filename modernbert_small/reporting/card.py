@@ -1,21 +1,25 @@
-"""The model card of the final model, from what was measured and from the run.json of the phases before."""
+"""The model card of the final model, from phase 5's measurements and the records (`run.json`) of the phases before."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from modernbert_small.evaluation.account import format_account
+from modernbert_small.reporting.formats import count
+from modernbert_small.reporting.paths import public_record, public_text
+from modernbert_small.reporting.render import render
 from modernbert_small.run.artefacts import RUN_FILE, find_records, read_run
+from modernbert_small.run.tables import markdown_table
 
-# What their publishers say. Of a source that is not here, no licence is known.
+# As their publishers state them. For a source that is not listed here, no licence is known.
 LICENCES = {
     "msmarco": "MS MARCO, for non-commercial research only (https://microsoft.github.io/msmarco/)",
     "finewiki": "Wikipedia, CC BY-SA 4.0",
 }
-# What describes the model; the rest of a phase's settings says how it was run.
+# The settings that describe the model; the other settings of a phase say how it was run.
 _RECIPE = {
     "create_dataset": ("sources", "max_seq_length", "max_rows_per_source"),
     "init_model_mlm": (
@@ -32,108 +36,38 @@ _RECIPE = {
     "distil_train": ("max_seq_length", "tokens_per_batch", "num_train_epochs", "max_steps", "learning_rate"),
 }
 
-_TEMPLATE = """---
-{metadata}
----
 
-# {name}
+class DistilSettings(Protocol):
+    """What the card says of phase 5's settings."""
 
-A small ModernBERT that maps text of up to {max_seq_length} tokens to vectors of {width} dimensions and unit length,
-trained to give the vectors of a larger teacher ({teacher}). Compare them by cosine.
-
-## Use
-
-With sentence-transformers 6 and transformers 5.17 or newer:
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{name}")
-queries = model.encode_query(["How does photosynthesis work?"])
-documents = model.encode_document(["Plants turn light into chemical energy.", "The stock market fell."])
-print(model.similarity(queries, documents))
-```
-
-The student's vectors lie in the space of its reduced teacher: embed documents once with the teacher, queries with the
-small model.
-
-```python
-teacher = SentenceTransformer("{reduced_teacher}")
-print(model.similarity(queries, teacher.encode_document(["Plants turn light into chemical energy."])))
-```
-
-The first values say most. Shorter vectors, of length one again for an index that compares by dot product:
-
-```python
-model = SentenceTransformer("{name}", truncate_dim={half})
-documents = model.encode_document(["Plants turn light into chemical energy."], normalize_embeddings=True)
-```
-
-A byte for each value, scaled by a sample of your documents' vectors, some thousands; keep it for what comes later:
-
-```python
-from sentence_transformers.util import quantize_embeddings
-
-small = quantize_embeddings(documents, precision="int8", calibration_embeddings=sample)
-```
-
-## Quality
-
-Held-out cosine to the teacher's vectors: {similarity:.4f}.
-
-{comparison}
-
-What is kept is nDCG@10 over the teacher's, the mean over the sets, with a 95 % interval from a bootstrap over queries.
-
-## Training
-
-{rows:,} texts labelled by the teacher, {steps:,} steps, mean squared error to the labels. The recipe, as far as it
-describes the model:
-
-```yaml
-{recipe}
-```
-
-## Data
-
-{data}
-
-{contamination}
-
-## Limits
-
-It knows what its corpus and its teacher know, their language and their bias among it; texts beyond {max_seq_length}
-tokens are cut. The sets above are small: measure on your own data before you rely on it. What the licences of the data
-and of the models that it was made from allow, it allows too, and no more.
-"""
+    model_name_or_path: str
+    teacher_name_or_path: str
+    train_file: str
+    max_seq_length: int
+    tokens_per_batch: int
+    num_train_epochs: float
+    max_steps: int
+    learning_rate: float
 
 
 def metadata(
-    name: str, account: dict[str, Any], records: dict[str, dict[str, Any]], corpora: Sequence[dict[str, Any]]
+    name: str,
+    account: dict[str, Any],
+    records: dict[str, dict[str, Any]],
+    corpora: Sequence[dict[str, Any]],
 ) -> ModelCardData:
-    """The front matter: what the hub and sentence-transformers read.
+    """The card's front matter, which the hub and sentence-transformers read.
 
     Args:
-        name: of the model.
-        account: of `evaluate`; the student's rows become results.
-        records: of `report.find_records`; their teachers' hub ids become base models.
-        corpora: of `read_corpora`; their sources' hub ids become datasets.
+        name: the model's name.
+        account: what `evaluation.account.account` returned; the student's rows become results.
+        records: by phase, see `run.artefacts.find_records`; their teachers' hub ids become base models.
+        corpora: see `read_corpora`; their sources' hub ids become datasets.
     """
     inputs = [record.get("inputs", {}) for record in records.values()]
     base_models = {one["teacher"]["hub_id"] for one in inputs if "hub_id" in one.get("teacher", {})}
     sources = [corpus["inputs"].get(row["source"], {}) for corpus in corpora for row in corpus.get("by_source", ())]
     datasets = list(dict.fromkeys(source["hub_id"] for source in sources if "hub_id" in source))
-    kinds = {
-        "retrieval": ("Information Retrieval", "cosine_ndcg@10", "Cosine Ndcg@10"),
-        "pairs": ("Semantic Similarity", "spearman_cosine", "Spearman Cosine"),
-    }
-    results = [
-        EvalResult(task.lower().replace(" ", "-"), dataset, dataset, metric, score, task, metric_name=metric_name)
-        for kind, (task, metric, metric_name) in kinds.items()
-        for row in account[kind]
-        if row["system"] == "student"
-        for dataset, score in row["scores"].items()
-    ]
     return ModelCardData(
         model_name=name,
         library_name="sentence-transformers",
@@ -141,12 +75,34 @@ def metadata(
         tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "distillation", "modernbert"],
         base_model=sorted(base_models) or None,
         datasets=datasets or None,
-        eval_results=results or None,
+        eval_results=_results(account) or None,
     )
 
 
-def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
-    """What describes the model, section by section as in a recipe file."""
+def _results(account: dict[str, Any]) -> list[EvalResult]:
+    """The student's scores, one result for each set."""
+    kinds = {
+        "retrieval": ("Information Retrieval", "cosine_ndcg@10", "Cosine Ndcg@10"),
+        "pairs": ("Semantic Similarity", "spearman_cosine", "Spearman Cosine"),
+    }
+    results = []
+    for kind, (task, metric, metric_name) in kinds.items():
+        for scores in (row["scores"] for row in account[kind] if row["system"] == "student"):
+            task_type = task.lower().replace(" ", "-")
+            results += [
+                EvalResult(task_type, dataset, dataset, metric, score, task, metric_name=metric_name)
+                for dataset, score in scores.items()
+            ]
+    return results
+
+
+def recipe(args: DistilSettings, records: dict[str, dict[str, Any]]) -> str:
+    """The settings that describe the model, as YAML in the form of a recipe file.
+
+    Args:
+        args: phase 5's settings.
+        records: of the phases before, see `run.artefacts.find_records`.
+    """
     settings = {record["phase"]: record["settings"] for record in records.values()}
     settings["distil_train"] = {key: getattr(args, key) for key in _RECIPE["distil_train"]}
     sections = {
@@ -158,30 +114,39 @@ def recipe(args: Any, records: dict[str, dict[str, Any]]) -> str:
 
 
 def read_corpora(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of the corpora that the student read: of its labels, and of its pre-training if that is another."""
+    """The records of the corpora that the student was trained on.
+
+    These are the corpus of its labels, and the corpus of its pre-training if that is another one.
+    """
     read = [records[phase]["inputs"].get("corpus", {}) for phase in ("labels", "pre_train") if phase in records]
-    folders = dict.fromkeys(corpus["path"] for corpus in read if "path" in corpus)
-    return [read_run(folder) for folder in folders if Path(folder, RUN_FILE).exists()]
+    folders = dict.fromkeys(Path(corpus["path"]).resolve() for corpus in read if "path" in corpus)
+    return [read_run(folder) for folder in folders if (folder / RUN_FILE).exists()]
 
 
 def data_table(corpora: Sequence[dict[str, Any]]) -> str:
-    """The corpora's sources, how much of each, and their licences."""
-    lines = ["| source | from | texts | licence |", "| --- | --- | ---: | --- |"]
+    """A table of the corpora's sources, with the number of texts and the licence of each.
+
+    Args:
+        corpora: see `read_corpora`.
+    """
+    rows = [["source", "from", "texts", "licence"]]
     for corpus in corpora:
         for source in dict.fromkeys(row["source"] for row in corpus.get("by_source", ())):
             texts = sum(row["rows"] for row in corpus["by_source"] if row["source"] == source)
-            origin = corpus["inputs"].get(source, {}).get("hub_id", "local files")
-            licence = LICENCES.get(source, "not known") if origin != "local files" else "its owner's"
-            lines.append(f"| {source} | {origin} | {texts:,} | {licence} |")
-    return "\n".join(lines) if len(lines) > 2 else "The corpus's record was not found when this card was written."
+            hub_id = corpus["inputs"].get(source, {}).get("hub_id")
+            licence = LICENCES.get(source, "not known") if hub_id else "its owner's"
+            rows.append([source, hub_id or "local files", f"{texts:,}", licence])
+    if len(rows) == 1:
+        return "The corpus's record was not found when this card was written."
+    return markdown_table(rows, text_columns=(0, 1, 3))
 
 
 def contamination(corpora: Sequence[dict[str, Any]], overlap: dict[str, int]) -> str:
-    """Which evaluation sets were kept out of all corpora, and which of them were met in training all the same.
+    """Sentences on the evaluation sets that were kept out of all corpora, and on those whose queries are in them.
 
     Args:
-        corpora: of `read_corpora`.
-        overlap: of `evaluation.overlap`.
+        corpora: see `read_corpora`.
+        overlap: by set, the number of training texts that equal a query, see `evaluation.overlap`.
     """
     kept_out = [set(corpus.get("evaluation_sets_kept_out", ())) for corpus in corpora]
     names = sorted(set.intersection(*kept_out)) if kept_out else []
@@ -193,35 +158,39 @@ def contamination(corpora: Sequence[dict[str, Any]], overlap: dict[str, int]) ->
         )
     else:
         note = "No evaluation set was kept out of the corpus."
-    met = [f"{count:,} training texts equal a query of {name}" for name, count in overlap.items()]
-    return note + (f" {'; '.join(met)}: these scores say more than is true." if met else "")
+    if not overlap:
+        return note
+    met = [f"{number:,} training texts equal a query of {name}" for name, number in overlap.items()]
+    return f"{note} {'; '.join(met)}, so these scores are higher than on texts that the model has not seen."
 
 
-def write_model_card(folder: Path, args: Any, record: dict[str, Any], width: int) -> None:
-    """Write README.md for a model folder.
+def write_model_card(folder: Path, args: DistilSettings, record: dict[str, Any], width: int) -> None:
+    """Write README.md for a model folder. It shows no private path.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
         args: phase 5's settings.
         record: phase 5's measurements.
-        width: of the embeddings.
+        width: dimensions of the embeddings.
     """
     name = folder.name.removesuffix(".partial")
-    records = find_records([args.train_file, args.model_name_or_path, args.teacher_name_or_path])
-    corpora = read_corpora(records)
+    found = find_records([args.train_file, args.model_name_or_path, args.teacher_name_or_path])
+    corpora = read_corpora(found)
+    records = {phase: public_record(one) for phase, one in found.items()}
     labels = records.get("labels", {}).get("settings", {})
-    text = _TEMPLATE.format(
+    text = render(
+        "card.md.jinja",
         metadata=metadata(name, record["account"], records, corpora).to_yaml(),
         name=name,
         max_seq_length=args.max_seq_length,
         width=width,
         half=width // 2,
-        teacher=labels.get("teacher_name_or_path", args.teacher_name_or_path),
-        reduced_teacher=args.teacher_name_or_path,
-        similarity=record["heldout_similarity"],
+        teacher=labels.get("teacher_name_or_path") or public_text(args.teacher_name_or_path),
+        reduced_teacher=public_text(args.teacher_name_or_path),
+        similarity=f"{record['heldout_similarity']:.4f}",
         comparison=format_account(record["account"]) or "No evaluation set was given.",
-        rows=record["rows"]["train"],
-        steps=record["steps"],
+        rows=count(record["rows"]["train"]),
+        steps=count(record["steps"]),
         recipe=recipe(args, records),
         data=data_table(corpora),
         contamination=contamination(corpora, record["reported_texts_in_training"]),

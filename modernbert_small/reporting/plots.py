@@ -1,7 +1,8 @@
-"""Plots as SVG for a page: its fonts, and its colours as CSS variables, so that they follow light and dark.
+"""Plots as SVG for the report's page.
 
-Each series has a colour, a marker and a line style of its own: none is told apart by colour alone. Figures are drawn
-as narrow as a phone and grow with the page.
+They use the page's fonts, and its colours as CSS variables, so that they follow the light and the dark scheme. Each
+series has a colour, a marker and a line style of its own, so that nobody needs to see colours to tell them apart.
+Figures are drawn as narrow as a phone's screen and grow with the page.
 """
 
 import html
@@ -16,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from modernbert_small.reporting.page import short
+from modernbert_small.reporting.formats import short
 
 WIDTH = 4.3  # inches of 72 units
-# Stand-ins that matplotlib can draw with, and the page's variables that they become.
+# Matplotlib cannot draw with CSS variables: it draws with these colours, which are replaced by variables afterwards.
 INK, MUTED, LINE = "#010203", "#010204", "#010205"
 STYLES = {
     "teacher": ("#010206", "s", "--"),
@@ -55,7 +56,7 @@ _RC: Any = {
 
 
 class Series(NamedTuple):
-    """Points of one kind; `style` names an entry of STYLES."""
+    """A line or a set of points: `x` and `y` have the same length, `style` names an entry of STYLES."""
 
     label: str
     x: Sequence[float]
@@ -64,17 +65,20 @@ class Series(NamedTuple):
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
+    """An empty figure of a height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:
-    """A figure as a part of a page: no prologue, ids of its own, the page's fonts and colours.
+    """A figure as a part of a page: without a prologue, with the page's fonts and colours, and with ids of its own.
+
+    Matplotlib escapes the texts in it.
 
     Args:
         figure: with everything drawn.
-        name: of the figure on its page.
-        description: said where the figure is not seen.
+        name: a name that no other figure of the page has; all ids begin with it.
+        description: what a screen reader says.
     """
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -89,14 +93,17 @@ def _svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _legend(axes: Axes) -> None:
+    """Put the legend above the plot."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2, handlelength=2.6)
 
 
 def _number(value: float, _: float) -> str:
+    """A tick's label, as matplotlib's formatters are called: with value and position."""
     return short(value)
 
 
 def _percent(share: float, _: float) -> str:
+    """The label of a tick that is a share."""
     return f"{round(100 * share, 6):g} %"
 
 
@@ -106,11 +113,11 @@ def lines(
     """Lines over a common axis, with markers where there are few points.
 
     Args:
-        name: of the figure on its page.
+        name: a name that no other figure of the page has.
         series: what to draw.
-        x_label, y_label: with units.
-        shares: whether y is a share.
-        ticks: a tick at every x of the first series.
+        x_label, y_label: labels of the axes, with units.
+        shares: whether y is a share, shown in per cent.
+        ticks: whether to put a tick at every x of the first series.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(2.6)
@@ -132,7 +139,14 @@ def lines(
 
 
 def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_label: str) -> str:
-    """Horizontal bars of at most two parts; a part's y are its lengths, by label."""
+    """Horizontal bars that consist of at most two parts.
+
+    Args:
+        name: a name that no other figure of the page has.
+        labels: (N,) names of the bars.
+        parts: one or two series; `y` (N,) holds the length of the part in each bar, `x` is not used.
+        x_label: label of the lengths.
+    """
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(0.9 + 0.34 * len(labels))
         left = [0.0] * len(labels)
@@ -153,12 +167,12 @@ def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_la
 
 
 def intervals(name: str, rows: Sequence[tuple[str, float, float, float, str]], x_label: str) -> str:
-    """A point with its interval per row, named above it, against 1.
+    """Rows of a point with its interval, each under its name, beside a line at 1.
 
     Args:
-        name: of the figure on its page.
-        rows: label, value, low, high, style.
-        x_label: what the values are, as shares.
+        name: a name that no other figure of the page has.
+        rows: for each row its label, value, lower and upper end of the interval, and style.
+        x_label: label of the values, which are shares.
     """
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(0.7 + 0.36 * len(rows))
@@ -176,7 +190,13 @@ def intervals(name: str, rows: Sequence[tuple[str, float, float, float, str]], x
 
 
 def points(name: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Single points, named beside them, with room around."""
+    """Single points with their names above them.
+
+    Args:
+        name: a name that no other figure of the page has.
+        series: of one point each.
+        x_label, y_label: labels of the axes, with units.
+    """
     with matplotlib.rc_context(_RC):
         figure, axes = _figure(2.6)
         for label, x, y, style in series:

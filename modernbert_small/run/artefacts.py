@@ -1,10 +1,11 @@
-"""Artefact folders: written aside, renamed when whole, described by run.json.
+"""Artefact folders: the outputs of the phases, each complete or not there.
 
-A phase writes into `<output_dir>.partial` and `Run.finish` renames it, so a folder under its final name
-is complete. `run.json` records what it was made from; the same phase with the same settings and inputs has
-nothing to do, with others it refuses unless told to overwrite, and an interrupted one goes on.
+A phase writes into `<output_dir>.partial`, and `Run.finish` gives the folder its final name. So a folder with its final
+name is complete. Its run.json records what it was made from. When the same phase runs again with the same settings and
+inputs, there is nothing to do; with others it refuses unless told to overwrite; an interrupted run goes on.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -31,8 +32,7 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
-_FOR_ONE_PROCESS = ("create_dataset", "init_model_mlm")
-# Change how a run looks or where it runs, not what it makes.
+# Settings that change how a run looks or where it runs, but not what it makes.
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
                  "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "local_rank",
@@ -52,13 +52,14 @@ class Run:
     folder: Path
     record: dict[str, Any]
     resumed: bool
+    uses_gpu: bool = True
     _clock: float = field(default_factory=time.monotonic)
     _joules: float | None = None
 
     def start(self) -> None:
-        """Make the folder to write in: empty, unless it holds this very run, interrupted.
+        """Make the folder to write in. It is empty, unless it holds this very run, interrupted.
 
-        Of several processes the first does it, once all have looked at what was there.
+        Of several processes the first one does it, after all of them have looked at what was there.
         """
         wait_for_all()
         if rank() == 0:
@@ -68,7 +69,7 @@ class Run:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN_FILE, self.record)
-            if self.record["phase"] != "create_dataset":  # which needs no GPU and wakes none
+            if self.uses_gpu:
                 self._joules = gpu_joules()
         wait_for_all()
 
@@ -76,7 +77,7 @@ class Run:
         """Write run.json and give the folder its final name; returns the record.
 
         Raises:
-            ValueError: a measurement is not finite, which JSON cannot hold and no phase should report.
+            ValueError: a measurement is not finite. JSON cannot hold it, and no phase should report it.
         """
         _require_finite(measurements, "")
         self.record.update(measurements)
@@ -102,66 +103,95 @@ def begin(
     inputs: Mapping[str, str],
     overwrite: bool = False,
     flag: str = "--output_dir",
+    *,
+    one_process: bool = False,
+    uses_gpu: bool = True,
+    resumable: bool = True,
 ) -> Run | None:
-    """A phase's run: to start, to go on with, or done already. Nothing is written before `Run.start`.
+    """Decide what a phase has to do: start, go on with an interrupted run, or nothing.
+
+    Nothing is written before `Run.start`.
 
     Args:
-        phase: the script's name.
+        phase: the artefact's name in run.json.
         output_dir: the artefact's final folder.
         settings: resolved settings, JSON types.
-        inputs: name -> path of each input artefact, or hub id; paths are recorded with a content hash, and an
-            earlier phase's shards must be those that it wrote.
+        inputs: name -> path of each input artefact, or hub id. Paths are recorded with a content hash, and an earlier
+            phase's shards must be those that it wrote.
         overwrite: replace a finished or half-finished artefact of other settings.
-        flag: that names output_dir, for errors.
+        flag: the flag that names output_dir, for errors.
+        one_process: the phase cannot run under torchrun with several processes.
+        uses_gpu: False leaves the GPUs asleep; else the energy that they draw is recorded.
+        resumable: False begins an interrupted run anew.
 
     Returns:
         The run, or None if the artefact is there already, made with the same settings from the same inputs.
 
     Raises:
-        UserError: the artefact, or a half-finished one, was made with other settings or inputs, or
-            the folder holds something else; or an input's shards are not those that its run.json names.
+        UserError: the artefact, or a half-finished one, was made with other settings or inputs; the folder holds
+            something else; or an input's shards are not those that its run.json names.
     """
-    if world_size() > 1 and phase in _FOR_ONE_PROCESS:
+    if world_size() > 1 and one_process:
         raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
     final = Path(output_dir)
     if not final.name:
         raise UserError(f"{flag} {output_dir}: expected a folder with a name of its own, such as data/corpus")
-    partial = final.with_name(final.name + ".partial")
+    if final.is_file():
+        raise UserError(f"{flag} {final}: is a file, expected a folder")
     record = {
         "phase": phase,
         "settings": json.loads(json.dumps(dict(settings), default=str)),
         "inputs": {name: describe_input(value) for name, value in inputs.items()},
         "versions": versions(),
-        "git_commit": git_commit(),
+        **git_state(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    if final.is_file():
-        raise UserError(f"{flag} {final}: is a file, expected a folder")
-    if final.exists() and any(final.iterdir()):
-        earlier = _read_earlier(final, overwrite)
-        if earlier is not None and not _differences(earlier, record):
-            logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
-            return None
-        if not overwrite:
-            if earlier is None:
-                raise UserError(
-                    f"{flag} {final}: holds files that no run made; name another folder or pass --overwrite"
-                )
-            raise UserError(_refusal(flag, final, earlier, record))
-    resumed = False
-    if (partial / RUN_FILE).exists() and any(path.name not in (RUN_FILE, "runs") for path in partial.iterdir()):
-        # Something was saved, so it is worth a question.
-        earlier = _read_earlier(partial, overwrite)
-        if earlier is not None and not _differences(earlier, record):
-            resumed = True
-            record["started"] = earlier["started"]
-        elif not overwrite:
-            raise UserError(_refusal(flag, partial, earlier or {}, record))
-    return Run(final, partial, record, resumed)
+    if _is_finished(final, record, overwrite, flag):
+        logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
+        return None
+    partial = final.with_name(final.name + ".partial")
+    started = _interrupted_run(partial, record, overwrite, flag) if resumable else None
+    if started is not None:
+        record["started"] = started
+    return Run(final, partial, record, started is not None, uses_gpu)
+
+
+def _is_finished(final: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> bool:
+    """Whether the artefact is there already.
+
+    Raises:
+        UserError: something else is there, and may not be overwritten.
+    """
+    if not final.exists() or not any(final.iterdir()):
+        return False
+    earlier = _read_earlier(final, overwrite)
+    if earlier is not None and not _differences(earlier, record):
+        return True
+    if overwrite:
+        return False
+    if earlier is None:
+        raise UserError(f"{flag} {final}: holds files that no run made; name another folder or pass --overwrite")
+    raise UserError(_refusal(flag, final, earlier, record))
+
+
+def _interrupted_run(partial: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> str | None:
+    """When the interrupted run began that can go on, None if there is none.
+
+    Raises:
+        UserError: a run of other settings or inputs was interrupted, and may not be overwritten.
+    """
+    if not (partial / RUN_FILE).exists() or all(path.name in (RUN_FILE, "runs") for path in partial.iterdir()):
+        return None  # nothing was saved yet
+    earlier = _read_earlier(partial, overwrite)
+    if earlier is not None and not _differences(earlier, record):
+        return earlier["started"]
+    if not overwrite:
+        raise UserError(_refusal(flag, partial, earlier or {}, record))
+    return None
 
 
 def _read_earlier(folder: Path, overwrite: bool) -> dict[str, Any] | None:
-    """A folder's record, None if there is none, or one that cannot be read and is to be overwritten."""
+    """A folder's record, or None if there is none. One that cannot be read counts as none if it may be overwritten."""
     if not (folder / RUN_FILE).exists():
         return None
     try:
@@ -173,7 +203,7 @@ def _read_earlier(folder: Path, overwrite: bool) -> dict[str, Any] | None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What settings and inputs differ, as 'name: before -> now'."""
+    """The settings and inputs that differ between two records, as 'name: before -> now'."""
     if before.get("phase") != now["phase"]:
         return [f"phase: {before.get('phase')} -> {now['phase']}"]
     changes = []
@@ -185,15 +215,15 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return changes
 
 
-def _comparable(value: Any) -> Any:
-    """A path without what its spelling adds (`data/corpus/`); an input by its content, wherever it lies."""
+def _comparable(value: object) -> object:
+    """What of a setting or input counts: of an input its content, of a path its normal form without a last slash."""
     if isinstance(value, Mapping) and "hash" in value:
         return value["hash"]
     return os.path.normpath(value) if isinstance(value, str) else value
 
 
-def _shown(value: Any) -> Any:
-    """An input as it was named, with the beginning of its hash."""
+def _shown(value: object) -> object:
+    """A setting as it is, an input as it was named with the beginning of its hash."""
     if isinstance(value, Mapping) and "path" in value:
         return f"{value['path']} ({value['hash'][:8]})"
     return value
@@ -223,8 +253,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary name, then rename."""
+def write_json(path: Path, value: object) -> None:
+    """Write JSON to a temporary name first, so that a file with its name is whole."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -239,7 +269,7 @@ def describe_input(path_or_id: str) -> dict[str, str]:
 
 
 def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows and content hash of each Parquet file in a folder, for run.json."""
+    """The number of rows and the content hash of each Parquet file in a folder, for run.json."""
     return {
         file.name: {"rows": pq.read_metadata(file).num_rows, "hash": content_hash(file)}
         for file in sorted(folder.glob("*.parquet"))
@@ -250,7 +280,7 @@ def check_shards(folder: Path) -> None:
     """Refuse a data folder whose shards are not those that its run.json names.
 
     Raises:
-        UserError: shards that are missing, new or changed, all of them named.
+        UserError: shards are missing, were added or have changed; all of them are named.
     """
     files = read_run(folder).get("files")
     written = files if isinstance(files, dict) else {}
@@ -271,7 +301,10 @@ def check_shards(folder: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """xxh3-128 of a file, or over names and hashes of a folder's files less records, reports, logs and checkpoints."""
+    """The xxh3-128 hash of a file, or of a folder's file names and contents.
+
+    Of an artefact's folder, records, reports, logs and checkpoints are left out; hidden files always are.
+    """
     if path.is_file():
         status = path.stat()
         return _file_hash(path, status.st_size, status.st_mtime_ns)
@@ -287,12 +320,9 @@ def content_hash(path: Path) -> str:
 
 @cache
 def _file_hash(path: Path, size: int, modified_ns: int) -> str:
-    """Each file is read once: shards are checked, named in run.json, and are the key of cached tokens and labels."""
-    digest = xxhash.xxh3_128()
+    """The hash of a file, which is read once although shards are checked, recorded and the key of cached tokens."""
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def _is_by_product(relative: Path) -> bool:
@@ -309,16 +339,26 @@ def versions() -> dict[str, str]:
     }
 
 
-def git_commit() -> str | None:
-    """The commit of the project's checkout, None outside one."""
-    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+def git_state() -> dict[str, Any]:
+    """The commit of the checkout that this code runs from, and whether files were changed since; nothing outside one.
+
+    An installed package may lie inside another project's repository, which does not know its files.
+    """
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        _git("ls-files", "--error-unmatch", __file__)
+        changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": changed}
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return {"git_commit": None, "git_dirty": None}
 
 
-def _require_finite(value: Any, where: str) -> None:
+def _git(*command: str) -> str:
+    """What a git command says in this file's folder."""
+    words = ["git", "-C", str(Path(__file__).parent), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _require_finite(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"measurement {where.lstrip('.')} is {value}, expected a finite number")
     if isinstance(value, Mapping):
@@ -330,13 +370,13 @@ def _require_finite(value: Any, where: str) -> None:
 
 
 def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The record of each phase, the nearest to the first root, with the `folder` that it was found in.
+    """Find the records of all phases behind some artefacts, by following the inputs that each record names.
 
     Args:
-        roots: folders to start from.
+        roots: folders to start from. Of two records of one phase the one nearer to the first root counts.
 
     Returns:
-        By PHASES' names, in their order.
+        By PHASES' names, in their order, the records with the `folder` that each was found in.
     """
     found: dict[str, dict[str, Any]] = {}
     waiting = [Path(root) for root in roots]
@@ -344,9 +384,8 @@ def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not (folder / RUN_FILE).is_file():
             continue
         record = read_run(folder)
-        phase = record.get("phase")
-        if phase == "create_distil_dataset":
-            phase = "teacher" if "projection" in record else "labels"
+        phase = str(record.get("phase"))
+        phase = {"reduced_teacher": "teacher", "create_distil_dataset": "labels"}.get(phase, phase)
         if phase not in PHASES or phase in found:
             continue
         found[phase] = record | {"folder": str(folder)}

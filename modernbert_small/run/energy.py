@@ -1,4 +1,4 @@
-"""What the GPUs draw, as NVIDIA's driver counts it."""
+"""The energy that NVIDIA GPUs draw, from their driver's counter."""
 
 import pynvml
 import torch
@@ -7,10 +7,12 @@ from modernbert_small.run.processes import local_world_size
 
 
 def gpu_joules() -> float | None:
-    """What the GPUs of this run on this machine, one a process, have drawn since their driver was loaded, in joules.
+    """The energy in joules that this run's GPUs on this machine have drawn since their driver was loaded.
+
+    Each process has one GPU.
 
     Returns:
-        Their sum, or None where nothing counts: no CUDA, a slice of a GPU, one older than Volta.
+        The sum over the GPUs. None where there is no counter: without CUDA, on a slice of a GPU, before Volta.
 
     Source: `nvmlDeviceGetTotalEnergyConsumption`, https://docs.nvidia.com/deploy/nvml-api
     """

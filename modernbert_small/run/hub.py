@@ -5,10 +5,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import TrainingArguments
 
 from modernbert_small.run.errors import UserError
 
@@ -94,16 +94,16 @@ def why_the_hub_failed(error: BaseException) -> str:
     return f"the Hugging Face hub did not give it ({reason(causes[-1])}); check the name and the network"
 
 
-def prepare_upload(args: Any) -> Callable[[str], None]:
-    """What --push_to_hub does: the repository opened now, before hours are spent; the finished folder uploaded later.
+def prepare_upload(args: TrainingArguments) -> Callable[[str], None]:
+    """Open the repository for --push_to_hub now, before hours are spent, and upload the finished folder later.
 
-    The flag is taken from the Trainer, which would upload every checkpoint from a folder without its final name.
+    The flag is switched off for the Trainer, which would upload every checkpoint of an unfinished folder.
 
     Args:
         args: TrainingArguments; modified. hub_model_id, hub_token, hub_private_repo and hub_revision count.
 
     Returns:
-        A function that uploads a folder without checkpoints and logs; one that does nothing without the flag.
+        A function that uploads a folder without checkpoints and logs. Without the flag it does nothing.
 
     Raises:
         UserError: the hub does not open the repository, or later does not take the folder.

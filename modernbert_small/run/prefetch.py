@@ -1,4 +1,4 @@
-"""Work done ahead of who consumes it."""
+"""Items that a thread makes ahead of the code that uses them."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,16 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
-    """The items, made in a thread that keeps up to `depth` of them ready.
+    """The same items in the same order, made in a thread that keeps up to `depth` of them ready.
 
-    Pays where the making or the consuming leaves Python: tokenisers, a GPU, the disk. What making an item raises is
-    raised here, in its turn.
+    This saves time if making or using an item leaves Python: in a tokenizer, on a GPU, at the disk. An error from
+    making an item is raised when that item would be given out.
+
+    Args:
+        items: iterated over in the thread alone.
+        depth: number of items to make ahead, at least 1.
     """
-    iterator, end = iter(items), object()
+    iterator, end = iter(items), object()  # `end` stands for the end of the items
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, iterator, end) for _ in range(depth))
         while (item := waiting.popleft().result()) is not end:

@@ -1,6 +1,6 @@
-"""Several processes under torchrun: one prepares, the others wait, and all agree.
+"""Several processes under torchrun: their numbers, and waiting for each other.
 
-torchrun tells each process its RANK, LOCAL_RANK and WORLD_SIZE. Without it there is one process, which waits for
+torchrun tells each process its RANK, LOCAL_RANK and WORLD_SIZE. Without torchrun there is one process, which waits for
 nobody.
 """
 
@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# One process tokenises a corpus or fits a projection while the others wait; a dead one is noticed at once.
+# The others wait while one process tokenises a corpus or fits a projection. A dead process is noticed at once.
 _PATIENCE = timedelta(days=7)
 
 
@@ -34,13 +34,13 @@ def wait_for_all() -> None:
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine, each with a GPU of its own."""
+    """How many processes are on this machine, each with a GPU of its own."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process does what follows; then the others do it too, and find it done."""
+    """Let the first process run the body of the `with` alone; then the others run it and find its results cached."""
     if rank() > 0:
         wait_for_all()
     yield
@@ -49,7 +49,7 @@ def first_process_first() -> Iterator[None]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process; the same answer in all."""
+    """Whether the flag is true in any process; all processes get the same answer."""
     if world_size() == 1:
         return flag
     raised = torch.tensor(int(flag))
@@ -58,14 +58,14 @@ def any_process(flag: bool) -> bool:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error says that another process ended: it closed its connections."""
+    """Whether an error says that another process has ended and so has closed its connections."""
     said = str(error)
     return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in said or "Connection closed" in said)
 
 
 @functools.cache
 def _group() -> dist.ProcessGroup:
-    """All processes, over the CPU: waiting needs no device, and may take longer than a step of training."""
+    """All processes, connected over the CPU: waiting needs no device, and may take longer than a training step."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return dist.new_group(backend="gloo", timeout=_PATIENCE)

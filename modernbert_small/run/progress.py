@@ -1,4 +1,4 @@
-"""How far a long piece of work is."""
+"""Progress of long work."""
 
 import logging
 import time
@@ -14,12 +14,14 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere a line every half minute, and one at the end if there was any before.
+    """A progress bar on a terminal, and log lines elsewhere.
+
+    A line is logged every half minute. Work that takes longer also gets a line at its end.
 
     Args:
-        total: how much there is to do.
-        description: what is done.
-        unit: of `total`, in the singular.
+        total: how many units of work there are.
+        description: what is done, for people.
+        unit: name of a unit of work, in the singular.
     """
 
     def __init__(self, total: int, description: str, unit: str = "row") -> None:
@@ -28,7 +30,12 @@ class ProgressBar:
         self._last_line, self._lines = time.monotonic(), 0
 
     def update(self, count: int, note: str = "") -> None:
-        """So much more is done."""
+        """Count more units as done.
+
+        Args:
+            count: units done since the last call.
+            note: shown behind the numbers.
+        """
         self.done += count
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)

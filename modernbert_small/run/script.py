@@ -28,10 +28,10 @@ _NO_SPACE_WORDS = (
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and turn what can go wrong into one line and an exit status.
+    """Run a script's `main`, and turn what can go wrong into one line and an exit status.
 
-    2: the user can put it right. 130, 143: SIGINT, SIGTERM. 1: the disk is full, or another process of this
-    run ended. Anything else is a defect of this project and keeps its traceback.
+    The status is 2 for what the user can put right, 130 and 143 for SIGINT and SIGTERM, and 1 if the disk is full or
+    another process of this run has ended. Anything else is a defect of this project and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpcore", "sentence_transformers", "datasets", "accelerate", "filelock"):
@@ -68,20 +68,20 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _command() -> str:
-    """What was typed, to be typed again."""
+    """The command that was typed, to be typed again."""
     launcher = f"torchrun --nproc_per_node {local_world_size()}" if world_size() > 1 else "python"
     module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m module`
     return f"{launcher} {shlex.join(['-m', module, *sys.argv[1:]] if module else sys.argv)}"
 
 
 def next_command(script: str) -> str:
-    """How to start the next phase with the recipe that this one was given."""
+    """The command that starts the next phase, with the recipe that this phase was given."""
     recipe = recipe_path(sys.argv[1:])
     return f"python {script}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
 
 
 def _remedy(error: Exception) -> str | None:
-    """What to do about an error that is not of this project's making, None if it is not known."""
+    """What to do about an error that the machine or another process caused; None if nothing is known about it."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return f"{error.strerror}: {error.filename or 'output'}; free some space, then go on with"

@@ -1,4 +1,7 @@
-"""The settings of a script: default < recipe < command line, checked before anything is loaded."""
+"""The settings of a script, checked before anything is loaded.
+
+The command line wins over the recipe, and the recipe over the defaults.
+"""
 
 import argparse
 import dataclasses
@@ -19,8 +22,10 @@ from modernbert_small.run.recipe import read_recipe, recipe_path
 
 logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments")
+_LIBRARIES = ("builtins", "transformers", "sentence_transformers")
 
 
+_LOG_LEVEL = "debug shows the tracebacks behind one-line errors"
 _INHERITED = """\
 Settings of the Trainer work too, such as max_steps, gradient_accumulation_steps, seed, optim, torch_compile,
 push_to_hub; not batch sizes, which are counted in tokens, nor resume_from_checkpoint, which happens by itself:
@@ -29,7 +34,7 @@ https://huggingface.co/docs/transformers/main_classes/trainer#transformers.Train
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """A line a setting: its name, its value's type, what it does, its default; line breaks of texts as they are."""
+    """Shows each setting on one line: its name, its value's type, what it does, its default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=120)
@@ -50,20 +55,32 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser whose complaints are UserErrors, and whose --help shows what a script declares itself."""
+    """An HfArgumentParser that raises UserErrors, and whose --help shows only what a script declares itself."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
     def show_own_settings(self, dataclass_type: type) -> None:
-        """Leave inherited settings out of --help, of which there are a hundred, and name where they are described."""
-        shown = ["help", "config", *inspect.get_annotations(dataclass_type)]
+        """Leave the hundred inherited settings out of --help, and name where they are described instead."""
+        shown = ["help", "config", "log_level", *declared_settings(dataclass_type)]
         actions = self._optionals._group_actions
         own = [action for action in actions if action.dest in shown]
         if len(own) < len(actions):
             self.epilog = _INHERITED
         own = [action for action in own if not action.option_strings[0].startswith("--no_")]  # `false` says it too
         self._optionals._group_actions = sorted(own, key=lambda action: shown.index(action.dest))
+
+
+def declared_settings(dataclass_type: type) -> list[str]:
+    """The settings that this project's classes declare, without those that transformers and others declare.
+
+    A script's class comes first, then the classes that it shares with other scripts.
+    """
+    names: dict[str, None] = {}
+    for base in dataclass_type.__mro__:
+        if base.__module__.partition(".")[0] not in _LIBRARIES:
+            names |= dict.fromkeys(inspect.get_annotations(base))
+    return list(names)
 
 
 def parse_settings(
@@ -94,6 +111,8 @@ def parse_settings(
     parser.add_argument(
         "--config", metavar="RECIPE.yaml", help="recipe; its section for this script comes before the flags"
     )
+    if "log_level" not in {field.name for field in dataclasses.fields(dataclass_type)}:  # type: ignore[arg-type]
+        parser.add_argument("--log_level", choices=["info", "debug"], default="info", help=_LOG_LEVEL)
     parser.show_own_settings(dataclass_type)
     for action in parser._actions:
         action.nargs = "*" if action.nargs == "+" else action.nargs  # a list may be emptied
@@ -101,6 +120,8 @@ def parse_settings(
     recipe = recipe_path(command_line)
     words = _recipe_words(parser, Path(recipe), section, typing.get_type_hints(dataclass_type)) if recipe else []
     namespace, unknown = parser.parse_known_args(words + command_line)
+    if namespace.log_level == "debug":
+        logging.getLogger("modernbert_small").setLevel(logging.DEBUG)
     if unknown:
         raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
     values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(dataclass_type) if field.init}  # type: ignore[arg-type]
@@ -111,7 +132,7 @@ def parse_settings(
     problems = settings.problems() if hasattr(settings, "problems") else []
     if problems:
         raise UserError("; ".join(problems))
-    own = inspect.get_annotations(dataclass_type)
+    own = declared_settings(dataclass_type)
     shown = [name for name, value in values.items() if name in own or value != parser.get_default(name)]
     logger.info("settings: %s", " ".join(f"{name}={values[name]}" for name in shown))
     return settings

@@ -1,6 +1,6 @@
 """The Parquet shards of a corpus or of labels: finding, checking, reading and counting them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,12 +9,8 @@ import pyarrow.parquet as pq
 
 from modernbert_small.run.errors import UserError
 
-LEAST_VALIDATION_ROWS = 3  # two have one cosine, and no correlation
-
-
+LEAST_VALIDATION_ROWS = 3  # between two texts there is one cosine, and no correlation
 _ROWS_PER_READ = 16_384
-
-
 _TEXT_COLUMNS = ("text", "sentence", "source", "kind")
 
 
@@ -75,6 +71,27 @@ def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_
                         raise UserError(f"{file}: column {column!r} is null in row {first}; expected a value")
                 position += len(batch)
                 yield pa.Table.from_batches([batch])
+
+
+class RowStream:
+    """Tables read as one long table, so many rows at a time."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def take(self, rows: int) -> pa.Table | None:
+        """The next `rows` rows in one chunk, fewer at the end, None if there are none."""
+        while self._rows < rows and (table := next(self._tables, None)) is not None:
+            self._waiting.append(table)
+            self._rows += table.num_rows
+        taken = min(rows, self._rows)
+        if not taken:
+            return None
+        whole = pa.concat_tables(self._waiting)
+        self._waiting, self._rows = [whole.slice(taken)], self._rows - taken
+        return whole.slice(0, taken).combine_chunks()
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -1,0 +1,107 @@
+"""What a corpus holds and what was left out of it, counted for run.json and printed as two tables."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modernbert_small.corpus.text import Chunker
+from modernbert_small.run.artefacts import describe_shards
+from modernbert_small.run.tables import aligned
+
+_SAMPLED_TEXTS = 500
+
+
+class Tally:
+    """Counts rows and characters of each (source, kind) in tables that pass by, and keeps a few texts of each."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[tuple[str, str]] = Counter()
+        self.characters: Counter[tuple[str, str]] = Counter()
+        self.samples: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Pass tables on and count them. Rows come in random order, so the first texts are a sample."""
+        for table in tables:
+            counted = table.append_column("characters", pc.utf8_length(table["text"]))
+            groups = counted.group_by(["source", "kind"]).aggregate([("text", "count"), ("characters", "sum")])
+            for group in groups.to_pylist():
+                key = (group["source"], group["kind"])
+                self.rows[key] += group["text_count"]
+                self.characters[key] += group["characters_sum"]
+                if missing := _SAMPLED_TEXTS - len(self.samples[key]):
+                    same = pc.and_(pc.equal(table["source"], key[0]), pc.equal(table["kind"], key[1]))
+                    self.samples[key] += table["text"].filter(same)[:missing].to_pylist()
+            yield table
+
+    def by_source(self, names: Sequence[str], chunker: Chunker) -> list[dict[str, Any]]:
+        """One entry for each source and kind.
+
+        `tokens` is an estimate, without special tokens: the sample's tokens a character, times all characters.
+        """
+        entries = []
+        for source, kind in sorted(self.rows, key=lambda key: (names.index(key[0]), key[1])):
+            sample, characters = self.samples[source, kind], self.characters[source, kind]
+            tokens = round(sum(chunker.count(sample)) / sum(map(len, sample)) * characters)
+            entry = {"source": source, "kind": kind, "rows": self.rows[source, kind]}
+            entries.append({**entry, "characters": characters, "tokens": tokens})
+        return entries
+
+
+def measure(
+    counts: Mapping[str, Mapping[str, int]],
+    duplicates: Mapping[str, int],
+    contaminated: Mapping[str, int],
+    by_source: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
+    """What run.json says about the corpus.
+
+    Args:
+        counts: by source, of `build.spill_source`.
+        duplicates, contaminated: texts dropped, by source.
+        by_source: of `Tally.by_source`.
+        folder: with the finished shards.
+    """
+    files = describe_shards(folder)
+    splits = {
+        split: sum(file["rows"] for name, file in files.items() if name.startswith(split))
+        for split in ("train", "validation")
+    }
+    return {
+        "rows": splits,
+        "tokens": sum(entry["tokens"] for entry in by_source),
+        "files": files,
+        "by_source": by_source,
+        "read": {name: {what: count[what] for what in ("rows", "texts")} for name, count in counts.items()},
+        "dropped": {
+            name: {
+                "empty": count["empty"],
+                "too_short": count["too_short"],
+                "duplicate": duplicates.get(name, 0),
+                "contaminated": contaminated.get(name, 0),
+            }
+            for name, count in counts.items()
+        },
+        "split": {name: {what: count[what] for what in ("split_texts", "chunks")} for name, count in counts.items()},
+        "skipped_files": {name: count["skipped_files"] for name, count in counts.items() if count["skipped_files"]},
+    }
+
+
+def format_report(record: Mapping[str, Any]) -> str:
+    """Two tables: rows and tokens by source and kind; what was dropped and why."""
+    kept = [["source", "kind", "rows", "tokens ≈"]]
+    kept += [[e["source"], e["kind"], f"{e['rows']:,}", f"{e['tokens']:,}"] for e in record["by_source"]]
+    kept.append(["all", "", f"{sum(record['rows'].values()):,}", f"{record['tokens']:,}"])
+    lost = [["source", "rows read", "texts", "empty", "too short", "duplicate", "contaminated", "split", "into chunks"]]
+    for name, read in record["read"].items():
+        dropped, split = record["dropped"][name], record["split"][name]
+        numbers = [read["rows"], read["texts"]]
+        numbers += [dropped[why] for why in ("empty", "too_short", "duplicate", "contaminated")]
+        numbers += [split["split_texts"], split["chunks"]]
+        lost.append([name, *(f"{number:,}" for number in numbers)])
+    notes = [f"{name}: {files} files do not parse" for name, files in record["skipped_files"].items()]
+    return "\n".join([aligned(kept, (0, 1)), "", aligned(lost), *notes])

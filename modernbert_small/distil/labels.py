@@ -1,0 +1,120 @@
+"""The teacher's labels: checked, memory-mapped, and given out in packed batches beside their texts.
+
+D: width of the labels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modernbert_small.packed.batches import Batch, PackedDataset, packed_features
+from modernbert_small.packed.tokens import TokenStore, cache_folder, made_once
+from modernbert_small.run.artefacts import content_hash
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.shards import count_rows, read_table, split_files
+
+_LENGTH_TOLERANCE = 0.01  # float16 moves the length of a unit vector by less than 0.001
+
+
+def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
+    """Memory-map the labels of one split, from a copy that lies beside the data and is made when it is missing.
+
+    Args:
+        data: folder of Parquet shards with a column `label`.
+        split: train or validation.
+
+    Returns:
+        (n_rows, D) float16, in the order of the shards' rows.
+
+    Raises:
+        UserError: bad Parquet, no rows, labels of different widths, or a label that is not of unit length.
+    """
+    files = split_files(data, split)
+    key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)).encode())
+    path = cache_folder(data) / f"{split}-labels-{key}.npy"
+    with made_once(path) as is_missing:
+        if is_missing:
+            _write_labels(path, files)
+    return np.load(path, mmap_mode="r")
+
+
+def _write_labels(path: Path, files: list[Path]) -> None:
+    """Copy the labels into one .npy file, block by block.
+
+    They are written as a stream and not through a memory map, which on a full disk ends the process without an error.
+    """
+    width = None
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        for block in _checked_labels(files):
+            if width is None:
+                width = block.shape[1]
+                header = {"descr": "<f2", "fortran_order": False, "shape": (count_rows(files), width)}
+                np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(block.astype("<f2").tobytes())
+    if width is None:
+        raise UserError(f"{files[0].parent}: found no rows, expected labels; make them with create_distil_dataset.py")
+    partial.replace(path)
+
+
+def _checked_labels(files: list[Path]) -> Iterator[NDArray[np.floating]]:
+    """Blocks of labels, (n, D) each: all of the same width and of unit length."""
+    first_row, common_width = 0, None
+    for table in read_table(files, ["label"]):
+        column = table["label"].combine_chunks()
+        width = _vector_width(column.type)
+        if common_width is None:
+            common_width = width
+        if width is None or width != common_width:
+            raise UserError(f"{files[0].parent}: label is {column.type}; expected fixed-size lists of one width")
+        labels = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        lengths = np.linalg.norm(labels.astype(np.float32), axis=1)
+        bad = np.flatnonzero(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))  # a length of NaN is bad too
+        if len(bad):
+            raise UserError(
+                f"{files[0].parent}: the label of row {first_row + bad[0]} has length {lengths[bad[0]]}, expected 1; "
+                "make the labels again with create_distil_dataset.py"
+            )
+        first_row += len(labels)
+        yield labels
+
+
+def _vector_width(kind: pa.DataType) -> int | None:
+    """The width of a column of fixed-size lists of floating-point numbers; None for a column of another type."""
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
+        return kind.list_size
+    return None
+
+
+class DistillationDataset(PackedDataset):
+    """Tokenised texts with their labels, given out in packed batches.
+
+    Args:
+        store: N rows of tokens.
+        labels: (N, D), the label of each row.
+    """
+
+    def __init__(self, store: TokenStore, labels: NDArray[np.float16]) -> None:
+        if len(store) != len(labels):
+            raise ValueError(f"{len(store)} rows of tokens but {len(labels)} labels")
+        self.store, self.labels = store, labels
+
+    def __getitems__(self, batch: Batch) -> dict[str, Tensor | int | float]:
+        """The inputs of one training step, B being the rows of the batch.
+
+        Returns:
+            What `packed_features` gives, with names that begin with `sentence_`, as sentence-transformers' trainer
+            expects; `label` (B, D) float32; and `weight`, the batch's weight.
+        """
+        features = packed_features(*self.store.gather(batch.rows))
+        return {
+            **{f"sentence_{name}": value for name, value in features.items()},
+            "label": torch.from_numpy(self.labels[batch.rows].astype(np.float32)),
+            "weight": batch.weight,
+        }

@@ -1,0 +1,69 @@
+"""A few searches with their first results, for people to read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from modernbert_small.evaluation.metrics import FloatArray
+from modernbert_small.evaluation.sets import RetrievalSet
+
+RESULTS = 3  # documents shown of a search
+EXCERPT = 160  # characters shown of a text
+
+
+class Result(TypedDict):
+    """A document that a system found."""
+
+    text: str
+    score: float
+    relevant: bool
+
+
+class Search(TypedDict):
+    """A query and, by system, what was found, the nearest first."""
+
+    set: str
+    query: str
+    results: dict[str, list[Result]]
+
+
+def sample_searches(
+    dataset: RetrievalSet, scores: Mapping[str, FloatArray], relevant: Sequence[Sequence[int]], count: int
+) -> list[Search]:
+    """The first results of a few queries by each of several systems.
+
+    Args:
+        dataset: a set of Q queries and N documents.
+        scores: (Q, N) by system.
+        relevant: for each query the columns of its relevant documents.
+        count: how many queries at most; they are evenly spaced in the set.
+
+    Returns:
+        A search for each of these queries.
+    """
+    if count < 1:
+        return []
+    queries, documents = list(dataset.queries.values()), list(dataset.corpus.values())
+    searches: list[Search] = []
+    for row in range(0, len(queries), math.ceil(len(queries) / count)):
+        hits = set(relevant[row])
+        results = {system: _nearest(documents, matrix[row], hits) for system, matrix in scores.items()}
+        searches.append({"set": dataset.name, "query": _excerpt(queries[row]), "results": results})
+    return searches
+
+
+def _nearest(documents: Sequence[str], scores: FloatArray, relevant: set[int]) -> list[Result]:
+    """The documents with the highest of the scores (N,)."""
+    columns = np.argsort(-scores, kind="stable")[:RESULTS].tolist()
+    return [
+        {"text": _excerpt(documents[i]), "score": round(float(scores[i]), 3), "relevant": i in relevant}
+        for i in columns
+    ]
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text in one line."""
+    words = " ".join(text.split())
+    return words if len(words) <= EXCERPT else words[:EXCERPT].rstrip() + "…"

@@ -1,0 +1,111 @@
+"""Labels on disk: a shard of sentences with their vectors for each block of the corpus's rows.
+
+The shards of a split are numbered blocks of `ROWS_PER_SHARD` rows. Processes deal them in turn, and a run that goes on
+makes those that are missing.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.label.labeller import Labeller, require_vectors
+from modernbert_small.label.sample import Sample
+from modernbert_small.run.prefetch import ahead
+from modernbert_small.run.processes import rank, world_size
+from modernbert_small.run.progress import ProgressBar
+from modernbert_small.run.shards import RowStream, count_rows, read_table, split_files
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_SHARD = 32_768  # what a killed run may lose: seconds on a GPU, minutes on a CPU
+_COLUMNS = ("text", "source", "kind")
+
+
+class _Block(NamedTuple):
+    """The rows of one shard. tokens: their token ids, None if the shard is not this process's to make."""
+
+    path: Path
+    table: pa.Table
+    tokens: list[NDArray[np.int64]] | None
+    truncated: int
+
+
+def label_split(data: str, split: str, labeller: Labeller, known: Sample, folder: Path) -> None:
+    """Write the shards of a split that are missing and fall to this process.
+
+    The next shard is tokenised while the device works on this one.
+
+    Args:
+        data: the corpus's folder.
+        split: train or validation.
+        labeller: the reduced teacher's.
+        known: vectors (n, D) of rows that are not to be embedded again.
+        folder: where the shards go.
+    """
+    files = split_files(data, split)
+    width = known.vectors.shape[1]
+    with ProgressBar(count_rows(files), f"labelling {split}") as bar:
+        for index, block in enumerate(ahead(_blocks(files, split, labeller, folder))):
+            if block.tokens is None:
+                bar.update(len(block.table), "labelled before or by another process")
+                continue
+            vectors = labeller.embed_rest(block.tokens, known.within(index * ROWS_PER_SHARD, len(block.table)), bar)
+            counts = {"tokens": sum(map(len, block.tokens)), "truncated_rows": block.truncated}
+            write_shard(block.path, block.table, vectors, width, counts)
+
+
+def _blocks(files: Sequence[Path], split: str, labeller: Labeller, folder: Path) -> Iterator[_Block]:
+    """All shards' rows in order, tokenised where this process has to label them."""
+    shards = math.ceil(count_rows(files) / ROWS_PER_SHARD)
+    stream = RowStream(read_table(files, _COLUMNS))
+    for index in range(shards):
+        path = folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"
+        table = stream.take(ROWS_PER_SHARD)
+        assert table is not None, "as many rows as were counted"
+        tokens, before = None, labeller.truncated
+        if index % world_size() == rank() and not path.exists():
+            tokens = labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist())
+        yield _Block(path, table, tokens, labeller.truncated - before)
+
+
+def write_shard(
+    path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, counts: Mapping[str, int]
+) -> None:
+    """Write labels beside their sentences, under a temporary name first.
+
+    Args:
+        path: of the shard.
+        table: N rows with `text`, `source` and `kind`.
+        embeddings: (N, D), of any length above 0; written as float16 unit vectors.
+        width: D, as every shard has it.
+        counts: for the file's metadata.
+
+    Raises:
+        ValueError: the embeddings' shape is not (N, D).
+        UserError: an embedding has no finite length.
+    """
+    if embeddings.shape != (len(table), width):
+        raise ValueError(f"{path.name}: labels {embeddings.shape}, expected ({len(table)}, {width})")
+    require_vectors(embeddings, table["text"], path.name)
+    labels = unit_vectors(embeddings).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
+    shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
+    shard = shard.replace_schema_metadata({name: str(value) for name, value in counts.items()})
+    pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
+    path.with_suffix(".tmp").replace(path)
+
+
+def count_labels(folder: Path, split: str) -> dict[str, int]:
+    """The rows of a labelled split, their tokens, and how many of them the teacher cut."""
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    notes = [pq.read_schema(file).metadata for file in files]
+    sums = {name: sum(int(note[name.encode()]) for note in notes) for name in ("tokens", "truncated_rows")}
+    return {"rows": count_rows(files), **sums}

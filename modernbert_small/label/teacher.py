@@ -1,0 +1,118 @@
+"""The reduced teacher: a SentenceTransformer with its projection to the student's width."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+
+from modernbert_small.algebra import unit_vectors
+from modernbert_small.evaluation.account import WIDTHS
+from modernbert_small.label.labeller import Labeller, require_vectors, text_prompts
+from modernbert_small.label.projection import fit_projection, projection_quality
+from modernbert_small.label.sample import Sample, sample_texts
+from modernbert_small.run.devices import best_device
+from modernbert_small.run.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+QUALITY_ROWS = 2_000  # held-out texts whose cosines and neighbours measure the projection
+
+
+def reduce_teacher(
+    labeller: Labeller, data: str, width: int, sample_size: int, seed: int, sample_file: Path
+) -> tuple[SentenceTransformer, dict[str, Any]]:
+    """Fit the projection on a sample of the corpus and add it to the teacher.
+
+    Args:
+        labeller: the teacher's.
+        data: the corpus's folder.
+        width: D, below the teacher's own D_T.
+        sample_size: texts of the training split to fit on, all of them if there are fewer.
+        seed: fixes the sample.
+        sample_file: where the sample's reduced vectors go, which are labels already.
+
+    Returns:
+        The reduced teacher, and the report: how many texts it was fitted on, the energy explained, what held-out
+        vectors keep of their cosines and neighbours, and the speed.
+    """
+    _, texts, kinds = sample_texts(data, "validation", QUALITY_ROWS, seed)
+    heldout = labeller.embed(labeller.tokenize(texts, kinds))
+    require_vectors(heldout, texts, "validation split")
+    rows, texts, kinds = sample_texts(data, "train", sample_size, seed)
+    logger.info("fitting the projection %d -> %d on %s texts", heldout.shape[1], width, f"{len(texts):,}")
+    with ProgressBar(len(texts), "embedding the sample", "text") as bar:
+        vectors = labeller.embed(labeller.tokenize(texts, kinds), bar)
+    require_vectors(vectors, texts, "sample of the training split")
+    basis, energy = fit_projection(vectors, width)
+    logger.info("explained energy: %.2f %%", 100 * energy.sum())
+    Sample(rows, (vectors @ basis).astype(np.float32)).save(sample_file)
+    report = {
+        "sample_texts": len(texts),
+        "explained_energy": round(float(energy.sum()), 6),
+        "heldout_texts": len(heldout),
+        "quality": measure_quality(heldout, basis),
+        "spectrum": [round(float(share), 8) for share in energy],
+        **labeller.speed,
+    }
+    return with_projection(labeller.model, basis), report
+
+
+def measure_quality(heldout: NDArray[np.float32], basis: NDArray[np.float64]) -> dict[int, dict[str, float]]:
+    """What the projection keeps of held-out vectors, at its full width and cut shorter; logged too.
+
+    Args:
+        heldout: (N, D_T).
+        basis: (D_T, D).
+
+    Returns:
+        By width, what `projection_quality` measures.
+    """
+    after = unit_vectors(heldout) @ basis
+    D = basis.shape[1]
+    widths = [D, *(width for width in WIDTHS if width < D)]
+    quality = {width: projection_quality(heldout, after[:, :width]) for width in widths}
+    logger.info("on %d held-out texts:", len(heldout))
+    for width, kept in quality.items():
+        correlation, neighbours = kept["cosine_correlation"], 100 * kept["neighbour_recall"]
+        logger.info(
+            "  %4d values: correlation of cosines %.4f, neighbours kept %.1f %%", width, correlation, neighbours
+        )
+    return quality
+
+
+def with_projection(teacher: SentenceTransformer, basis: NDArray[np.float64] | None) -> SentenceTransformer:
+    """The teacher with its vectors reduced to unit length D.
+
+    A teacher that cuts its vectors by itself (`truncate_dim`) does so after its last module. Here the projection reads
+    the first values alone, which is the same.
+
+    Args:
+        teacher: any.
+        basis: (D_T, D), None for a teacher whose vectors are D wide already.
+    """
+    modules = list(teacher)
+    while isinstance(modules[-1], Normalize):
+        modules.pop()
+    if basis is None and teacher.truncate_dim is not None:
+        basis = np.eye(teacher.truncate_dim)
+    if basis is not None:
+        with teacher.truncate_embeddings(None):
+            width = teacher.get_embedding_dimension()
+        dense = Dense(width, basis.shape[1], bias=False, activation_function=torch.nn.Identity())
+        dense.linear.weight.data.zero_()[:, : len(basis)] = torch.from_numpy(basis.T).float()
+        modules.append(dense)
+    if getattr(teacher[0], "do_lower_case", False):
+        # sentence-transformers keeps it in tokenizer.json alone, whose normalizer a BertTokenizer replaces by its own.
+        teacher[0].config_keys = [*teacher[0].config_keys, "do_lower_case"]
+    return SentenceTransformer(
+        modules=[*modules, Normalize()],
+        prompts=teacher.prompts | text_prompts(teacher),  # under the names that encode_query and encode_document use
+        default_prompt_name=teacher.default_prompt_name,
+        similarity_fn_name="cosine",
+        device=str(best_device()),
+    )
