@@ -8,9 +8,9 @@ Out:  data/distil: the corpus's rows as `sentence`, with `label`, a float16 unit
     torchrun --nproc_per_node 4 create_distil_dataset.py                     # four
     python create_distil_dataset.py --teacher_name_or_path <folder> --tokens_per_batch 4096   # a CPU
 
-The projection is fitted on a random sample of the corpus and added to the teacher as a Dense module. Then the other
-rows are labelled in batches of similar length, shard by shard, so that a killed run goes on at the first missing shard.
-The recipe to train on such labels is LEAF's (https://arxiv.org/abs/2509.12539).
+The projection is fitted on a random sample of the corpus and added to the teacher as a Dense module. Then the rows
+that are not in the sample are labelled in batches of similar length, shard by shard, so that a killed run goes on at
+the first missing shard. Training on such labels follows LEAF (https://arxiv.org/abs/2509.12539).
 """
 
 import logging
@@ -27,7 +27,8 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
 from modernbert_small.label.teacher import reduce_teacher, with_projection
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
-from modernbert_small.run.artefacts import Run, begin, content_hash, describe_shards
+from modernbert_small.run.artefacts import Run, begin
+from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.devices import best_device, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
@@ -38,7 +39,7 @@ from modernbert_small.run.shards import check_splits
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_FILE = "sample.npz"  # in the unfinished output folder
+SAMPLE_FILE = "sample.npz"  # the sample's labels, kept in the output folder until it is finished
 
 
 @dataclass
@@ -47,7 +48,7 @@ class DistilDatasetArguments:
 
     teacher_name_or_path: str = field(
         default="Alibaba-NLP/gte-modernbert-base",
-        metadata={"help": "embedding model with the quality to keep, hub id or folder"},
+        metadata={"help": "embedding model whose vectors become the labels, hub id or folder"},
     )
     train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
     output_dir: str = field(default="data/distil", metadata={"help": "folder to write: sentences with labels"})
@@ -57,7 +58,7 @@ class DistilDatasetArguments:
     embedding_dim: int = field(default=384, metadata={"help": "width of the labels, the student's hidden_size"})
     eval_datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "sets to show on what the projection costs, as in phase 5: the ceiling of any student"},
+        metadata={"help": "evaluation sets on which to measure what the projection costs, as in phase 5"},
     )
     pca_sample_size: int = field(default=100_000, metadata={"help": "texts the projection is fitted on"})
     tokens_per_batch: int = field(default=65_536, metadata={"help": "tokens in a batch, padding included"})
@@ -76,7 +77,7 @@ class DistilDatasetArguments:
             found.append(f"embedding_dim: {self.embedding_dim}, expected at least 2")
         if self.pca_sample_size < self.embedding_dim:
             found.append(
-                f"pca_sample_size: {self.pca_sample_size} texts do not fix {self.embedding_dim} directions; use more"
+                f"pca_sample_size: {self.pca_sample_size} texts are too few for {self.embedding_dim} directions"
             )
         if self.tokens_per_batch < 1:
             found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
@@ -101,16 +102,19 @@ def load_teacher(args: DistilDatasetArguments) -> SentenceTransformer:
     return teacher
 
 
-def save_reduced_teacher(
+def make_or_load_reduced_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str], sample_file: Path
 ) -> SentenceTransformer:
-    """The reduced teacher: made by the first process now, or found where an interrupted run left it."""
+    """Make the reduced teacher in the first process, or find it where an earlier run left it.
+
+    If it has to be made, labels in the output folder are an earlier teacher's, and are removed.
+    """
     folder, flag = args.teacher_output_dir, "--teacher_output_dir"
     run = begin("reduced_teacher", folder, asdict(args), inputs, args.overwrite, flag)
     if run is not None:
         run.start()
         if rank() == 0:
-            for shard in sample_file.parent.glob("*.parquet"):  # labels of an earlier reduced teacher
+            for shard in sample_file.parent.glob("*.parquet"):
                 shard.unlink()
             reduced, report = reduce_if_wider(teacher, args, sample_file)
             require_finite(reduced, "the reduced teacher")
@@ -134,14 +138,14 @@ def reduce_if_wider(
 def measure_ceiling(
     reduced: SentenceTransformer, args: DistilDatasetArguments, sets: tuple[list[RetrievalSet], list[PairSet]]
 ) -> dict[str, Any]:
-    """What the projection costs on the evaluation sets: no student can be better than this."""
-    ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), *sets)
+    """What the projection costs on the evaluation sets. No student can be expected to do better."""
+    ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), *sets, flag="--eval_datasets")
     print(format_account(ceiling))
     return ceiling
 
 
 def finish(args: DistilDatasetArguments, run: Run, labeller: Labeller, ceiling: dict[str, Any]) -> None:
-    """Count the labels, say which texts were cut, and give the folder its name."""
+    """Count the labels, say which texts were cut, and mark the folder as complete."""
     counts = {split: count_labels(run.folder, split) for split in ("validation", "train")}
     if truncated := counts["train"]["truncated_rows"]:
         logger.warning(
@@ -175,10 +179,11 @@ def main() -> None:
     run.start()
 
     sample_file = run.folder / SAMPLE_FILE
-    reduced = save_reduced_teacher(teacher, args, inputs, sample_file)
+    reduced = make_or_load_reduced_teacher(teacher, args, inputs, sample_file)
     ceiling = measure_ceiling(reduced, args, sets) if rank() == 0 else {}
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
-    label_split(args.train_file, "validation", labeller, Sample.none(args.embedding_dim), run.folder)
+    not_sampled = Sample.none(args.embedding_dim)  # the sample is of the training split
+    label_split(args.train_file, "validation", labeller, not_sampled, run.folder)
     label_split(args.train_file, "train", labeller, Sample.load(sample_file, args.embedding_dim), run.folder)
 
     wait_for_all()

@@ -34,11 +34,12 @@ from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import last_evaluation, require_context, train
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
-from modernbert_small.run.artefacts import RUN_FILE, begin, read_run
+from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
+from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
@@ -125,18 +126,14 @@ def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
         )
 
 
-def warn_of_reported_texts(
+def find_overlap(
     args: DistilTrainArguments, retrieval_sets: list[RetrievalSet], pair_sets: list[PairSet]
 ) -> dict[str, int]:
-    """Warn of reported sets whose queries are among the training texts; returns the number of such texts by set."""
+    """How many training texts equal a query of each evaluation set; logs a warning for each such set."""
     overlap = texts_in_training(split_files(args.train_file, "train"), "sentence", retrieval_sets, pair_sets)
     for name, count in overlap.items():
-        logger.warning(
-            "%s training texts equal a query of %s, so its score will be too high; keep them out with "
-            "--eval_datasets of phase 1",
-            f"{count:,}",
-            name,
-        )
+        what = f"{count:,} training texts equal a query of {name}"
+        logger.warning("%s, so its score will be too high; keep them out with --eval_datasets of phase 1", what)
     return overlap
 
 
@@ -160,7 +157,7 @@ def new_trainer(
     heldout: DistillationDataset,
     datasets: list[RetrievalSet],
 ) -> DistillationTrainer:
-    """Sentence-transformers' trainer with MSELoss, which evaluates on held-out labels and on the retrieval sets."""
+    """The trainer with its loss, from which DistillationTrainer computes the held-out cosine: change both or neither."""
     evaluators = [evaluator(dataset) for dataset in datasets]
     return DistillationTrainer(
         model=student,
@@ -180,7 +177,7 @@ def distil(
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
     similarity = align(student, train_data, args.tokens_per_batch)
-    logger.info("turned to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
+    logger.info("rotated to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, Path(args.output_dir), student[0].auto_model.config)
@@ -201,21 +198,22 @@ def save(args: DistilTrainArguments, student: SentenceTransformer, folder: Path,
     write_model_card(folder, args, record, student.get_embedding_dimension())
 
 
-def complete_finished(args: DistilTrainArguments) -> None:
-    """Do what may be missing beside a finished model: its report, if a run was killed before it, and the upload."""
+def write_report_and_upload(args: DistilTrainArguments) -> None:
+    """For a model that is finished already: write its report if a run was killed before it, and upload."""
     if rank() == 0 and not Path(args.output_dir, REPORT_FILE).exists():
         write_report(args.output_dir)
-    prepare_upload(args)(args.output_dir)
+    upload = prepare_upload(args)
+    upload(args.output_dir)
 
 
 def main() -> None:
-    """Student, labels and teacher in, embedding model out."""
+    """Check and load teacher and student, train, compare both, write model, card and report, upload if asked to."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     run = begin("distil_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
-        complete_finished(args)
+        write_report_and_upload(args)
         return
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
@@ -224,15 +222,15 @@ def main() -> None:
     )
     student = load_student(args, teacher)
     retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
-    overlap = warn_of_reported_texts(args, retrieval_sets, pair_sets)
+    overlap = find_overlap(args, retrieval_sets, pair_sets)
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
     measurements = distil(args, student, retrieval_sets)
     if rank() > 0:
         return
-    reduced = is_reduced_teacher(args.teacher_name_or_path)
-    comparison = account(student, teacher, reduced, retrieval_sets, pair_sets)
+    is_reduced = is_reduced_teacher(args.teacher_name_or_path)
+    comparison = account(student, teacher, is_reduced, retrieval_sets, pair_sets)
     measurements |= {"account": comparison, "reported_texts_in_training": overlap}
     save(args, student, run.folder, measurements)
     run.finish(measurements)

@@ -62,8 +62,8 @@ from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.pretrain.loss import masked_lm_loss
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
-from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.loading import load_tokenizer
+from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import read_table, split_files
 from modernbert_small.run.tables import markdown_table
 
@@ -420,7 +420,12 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("benchmarks/results/guide"), help="folder for teacher and runs"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("docs"), help="folder for guide_ablation.md and .svg")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("benchmarks/results/guide"),
+        help="folder for guide_ablation.md and .svg",
+    )
     args = parser.parse_args()
     cuda = device().type == "cuda"
     sizes = CUDA if cuda else CPU

@@ -23,6 +23,7 @@ import logging
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from modernbert_small.corpus.build import discard_spill, merge, spill_source, write_splits
@@ -41,13 +42,13 @@ from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
 logger = logging.getLogger(__name__)
 
 REPORTED_SETS = ("msmarco", "hotpotqa")  # what phase 5 reports on by default
-# A character may take four byte-level tokens; with two special ones that is the least a chunk can be cut to.
+# A chunk must hold at least a few characters, each of which may take four byte-level tokens, and two special tokens.
 _MIN_SEQ_LENGTH = 16
 
 
 @dataclass
 class CreateDatasetArguments:
-    """What the corpus is made of. Defaults are the recipe of ModernBERT-small-v2."""
+    """What the corpus is made of. The defaults are those of recipes/v2.yaml."""
 
     sources: list[str] = field(
         default_factory=lambda: ["msmarco", "sep", "npr", "finewiki"],
@@ -55,13 +56,14 @@ class CreateDatasetArguments:
     )
     output_dir: str = field(default="data/corpus", metadata={"help": "folder of the corpus"})
     tokenizer_name_or_path: str = field(
-        default="answerdotai/ModernBERT-base", metadata={"help": "hub id or folder; the teacher's, which counts tokens"}
+        default="answerdotai/ModernBERT-base",
+        metadata={"help": "tokenizer that counts the tokens, hub id or folder: that of phase 2's teacher"},
     )
     max_seq_length: int = field(
         default=1024, metadata={"help": "tokens of a text at most, special tokens included; longer ones are split"}
     )
     max_rows_per_source: int | None = field(
-        default=None, metadata={"help": "rows to read of each source, from a shuffle of it; all by default"}
+        default=None, metadata={"help": "how many rows to read from each source, in random order; by default all"}
     )
     validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
     eval_datasets: list[str] = field(
@@ -73,15 +75,15 @@ class CreateDatasetArguments:
     decontaminate: Literal["queries", "all", "no"] = field(
         default="queries",
         metadata={
-            "help": "drop texts that equal a query of eval_datasets or share 13 words in a row with one; all: "
-            "or with a document"
+            "help": "queries: drop texts that equal a query of eval_datasets, or share 13 words in a row with one; "
+            "all: the same for their documents; no: drop none"
         },
     )
     seed: int = field(default=42, metadata={"help": "fixes the order, the validation split and the rows taken"})
     overwrite: bool = field(default=False, metadata={"help": "replace a corpus made with other settings"})
 
     def problems(self) -> list[str]:
-        """What is impossible about these settings."""
+        """What is wrong with these settings, before anything is loaded."""
         least = {
             "max_seq_length": _MIN_SEQ_LENGTH,
             "max_rows_per_source": 1,
@@ -97,10 +99,10 @@ class CreateDatasetArguments:
 
 
 def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tuple[Contamination | None, list[str]]:
-    """What the evaluation sets say, and the sets' names; None if nothing is to be dropped for them.
+    """The evaluation texts that the corpus must not contain, None if there are none, and the sets' names.
 
-    Who works without the hub and reports on other sets needs not name them here, so if the default sets cannot be had
-    for a corpus of local files, that is a warning.
+    The default sets come from the hub. Without the hub they cannot be loaded, which for a corpus of local files is only
+    a warning: its model may be reported on other sets.
     """
     if args.decontaminate == "no" or not args.eval_datasets:
         return None, []
@@ -117,11 +119,25 @@ def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tupl
         )
         return None, []
     texts = evaluation_texts(retrieval, pairs, documents=args.decontaminate == "all")
-    return Contamination(texts), [*(one.name for one in retrieval), *(one.name for one in pairs)]
+    return Contamination(texts), [*(dataset.name for dataset in retrieval), *(dataset.name for dataset in pairs)]
+
+
+def require_enough(texts: int, args: CreateDatasetArguments, folder: Path) -> None:
+    """Refuse a corpus that is too small for its validation split, and remove what was written of it.
+
+    Raises:
+        UserError: half of the texts or more are in the validation split.
+    """
+    if 2 * args.validation_rows >= texts:
+        shutil.rmtree(folder)  # the settings have to change, so nothing here can be used again
+        raise UserError(
+            f"validation_rows: {args.validation_rows}, but the corpus has only {texts} texts; use less than half of "
+            "them"
+        )
 
 
 def main() -> None:
-    """Open the sources, spill them clean, merge them in their final order, report."""
+    """Write each source's cleaned texts to disk; then deduplicate, decontaminate, shuffle and split them all."""
     args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
     locations = source_locations(args.sources)
     inputs = {name: location for name, location in locations.items() if location is not None}
@@ -142,19 +158,15 @@ def main() -> None:
         source.name: spill_source(source, spill / source.name, chunker, args.max_rows_per_source, args.seed)
         for source in sources
     }
+    # Tables of texts pass through all of these steps one by one, while the splits are written.
     duplicates: Counter[str] = Counter()
     contaminated: Counter[str] = Counter()
     tally = Tally()
-    merged = merge({source.name: spill / source.name for source in sources}, duplicates)
+    tables = merge({source.name: spill / source.name for source in sources}, duplicates)
     if contamination is not None:
-        merged = contamination.drop(merged, contaminated)
-    files = write_splits(tally.watch(merged), run.folder, args.validation_rows)
-    if 2 * args.validation_rows >= sum(files.values()):
-        shutil.rmtree(run.folder)  # other settings will be needed, and those start anew
-        raise UserError(
-            f"validation_rows: {args.validation_rows}, but the corpus has only {sum(files.values())} texts; "
-            "use less than half of them"
-        )
+        tables = contamination.drop(tables, contaminated)
+    files = write_splits(tally.watch(tables), run.folder, args.validation_rows)
+    require_enough(sum(files.values()), args, run.folder)
     discard_spill(spill)
 
     by_source = tally.by_source([source.name for source in sources], chunker)

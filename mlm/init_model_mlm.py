@@ -8,7 +8,8 @@ Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with 
 
 PCA of the teacher's token embeddings gives a basis and the student's embeddings. The first layer, the norms and the
 masked-LM head are projected onto the basis. The other layers start at random, as ModernBERT initialises them.
-Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. --init all_layers: docs/initialisation.md.
+Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. docs/initialisation.md explains
+--init all_layers.
 """
 
 import logging
@@ -94,7 +95,8 @@ class InitModelArguments:
         if not found and self.hidden_size % (2 * self.num_attention_heads):
             found.append(
                 f"num_attention_heads: hidden_size {self.hidden_size} / {self.num_attention_heads} heads is not an "
-                f"even whole number, which RoPE needs; ModernBERT's heads are 64 wide: {max(1, self.hidden_size // 64)}"
+                "even whole number, which RoPE needs; ModernBERT's heads are 64 wide, so use "
+                f"{max(1, self.hidden_size // 64)}"
             )
         return found
 

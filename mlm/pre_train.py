@@ -118,13 +118,14 @@ def pretrain(
 
 
 def main() -> None:
-    """Student and corpus in, trained student out."""
+    """Load the student, train it on the corpus with masked tokens, write it, upload it if asked to."""
     args = parse_settings(PreTrainArguments, "pre_train", __doc__)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
     run = begin("pre_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
-        prepare_upload(args)(output_dir)
+        upload = prepare_upload(args)
+        upload(output_dir)
         return
     check_splits(args.train_file)
     student, tokenizer = load_student(args)

@@ -21,9 +21,9 @@ from sentence_transformers import SentenceTransformer
 from modernbert_small.evaluation.account import account, format_account
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.evaluation.systems import PROJECTED, STUDENT, is_reduced_teacher
-from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
+from modernbert_small.run.records import write_json
 from modernbert_small.run.script import run_script
 
 logger = logging.getLogger(__name__)

@@ -35,9 +35,10 @@ from torch import Tensor
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
-from modernbert_small.run.artefacts import begin, write_json
+from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.records import write_json
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import markdown_table
 

@@ -19,10 +19,10 @@ from transformers import AutoModel, ModernBertConfig, ModernBertForMaskedLM, Pre
 
 from modernbert_small.initialise.guide import student_config
 from modernbert_small.packed.flops import PEAK_RATES, training_flops_per_token
-from modernbert_small.run.artefacts import RUN_FILE, read_run
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_config
 from modernbert_small.run.recipe import full_recipe, require_equal_widths
+from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import aligned
 

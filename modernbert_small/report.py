@@ -32,9 +32,9 @@ from modernbert_small.reporting.quality import (
     smaller_vectors,
     student_and_teacher,
 )
-from modernbert_small.run.artefacts import RUN_FILE, find_records
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.recipe import SECTIONS, full_recipe
+from modernbert_small.run.records import RUN_FILE, find_records
 from modernbert_small.run.script import run_script
 
 REPORT_FILE = "report.html"
@@ -60,7 +60,7 @@ def build(records: Mapping[str, Record]) -> str:
     """The report as an HTML page that shows no private path.
 
     Args:
-        records: by phase, as `run.artefacts.find_records` gives them.
+        records: by phase, as `run.records.find_records` gives them.
     """
     final = records.get("distil_train")
     title = Path(final["folder"]).resolve().name if final else "An unfinished model"
@@ -69,8 +69,8 @@ def build(records: Mapping[str, Record]) -> str:
         "Corpus": (corpus, "create_dataset"),
         "Initialisation": (initialisation, "init_model_mlm"),
         "Pre-training": (pre_training, "pre_train"),
-        "Projection": (projection, "teacher"),
-        "Labels": (labels, "labels"),
+        "Projection": (projection, "reduced_teacher"),
+        "Labels": (labels, "create_distil_dataset"),
         "Distillation": (distillation, "distil_train"),
     }
     of_account = {

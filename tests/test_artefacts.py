@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modernbert_small.run.artefacts import begin, content_hash, describe_shards, read_run
+from modernbert_small.run.artefacts import begin
+from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.records import read_run
 
 
 def make(folder, text="made", settings=None, inputs=None, overwrite=False, phase="phase"):

@@ -186,7 +186,7 @@ CASES = [
     # Phase 4
     (PHASE_4, None, ["--teacher_name_or_path", "nowhere"], "--teacher_name_or_path nowhere: no such folder here"),
     (PHASE_4, None, ["--embedding_dim", "25"], "embedding_dim: 25 is wider than the teacher's 24"),
-    (PHASE_4, None, ["--embedding_dim", "24", "--pca_sample_size", "9"], "9 texts do not fix 24 directions"),
+    (PHASE_4, None, ["--embedding_dim", "24", "--pca_sample_size", "9"], "9 texts are too few for 24 directions"),
     (PHASE_4, spoil("small/teacher/model.safetensors"), [], "holds NaN or infinity"),
     (PHASE_4, shard("corpus", kind=None), [], "no column 'kind'"),
     (PHASE_4, shard("corpus", kind=lambda count: pa.array(["essay"] * count)), [], "found 'essay', expected query or"),

@@ -13,8 +13,8 @@ from records import edit, lengthen_history, write_records
 
 from modernbert_small.report import build, write_report
 from modernbert_small.reporting import plots
-from modernbert_small.run.artefacts import find_records
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.records import find_records
 
 EVIL = "<script>alert('&$x$\"')</script>"
 TITLES = ["Corpus", "Initialisation", "Pre-training", "Projection", "Labels", "Distillation", "Student and teacher",
@@ -186,7 +186,8 @@ def test_another_students_phases_are_not_this_ones(model):
 
 
 @pytest.mark.parametrize(
-    "phase", ["create_dataset", "init_model_mlm", "pre_train", "teacher", "labels", "distil_train"]
+    "phase",
+    ["create_dataset", "init_model_mlm", "pre_train", "reduced_teacher", "create_distil_dataset", "distil_train"],
 )
 def test_what_a_record_lacks_is_left_out(model, phase, no_plots):
     record = find_records([str(model)])[phase]

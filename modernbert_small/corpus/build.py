@@ -28,8 +28,8 @@ import xxhash
 
 from modernbert_small.corpus.sources import Row, Source
 from modernbert_small.corpus.text import Chunker, is_trivial, normalise
-from modernbert_small.run.artefacts import write_json
 from modernbert_small.run.prefetch import ahead
+from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import RowStream
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modernbert_small.corpus.text import Chunker
-from modernbert_small.run.artefacts import describe_shards
+from modernbert_small.run.content import describe_shards
 from modernbert_small.run.tables import aligned
 
 _SAMPLED_TEXTS = 500

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modernbert_small.packed.batches import Batch, PackedDataset, packed_features
 from modernbert_small.packed.tokens import TokenStore, cache_folder, made_once
-from modernbert_small.run.artefacts import content_hash
+from modernbert_small.run.content import content_hash
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import count_rows, read_table, split_files
 

@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Dense
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluation.embedder import Vectors
 from modernbert_small.evaluation.metrics import PRECISIONS, FloatArray, similarities, truncated
-from modernbert_small.run.artefacts import read_run
+from modernbert_small.run.records import read_run
 
 TEACHER, PROJECTED, STUDENT = "teacher", "teacher, projected", "student"
 WIDTHS = (256, 128, 64, 32)  # to which vectors are truncated, besides half of their own width

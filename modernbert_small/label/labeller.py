@@ -73,7 +73,7 @@ class Labeller:
         teacher: any text SentenceTransformer with a fast tokenizer.
         device: where it runs.
         tokens_per_batch: tokens in a batch, padding included. A batch holds at least one text, whatever its length.
-        attn_implementation: for a ModernBERT, see `attention`.
+        attn_implementation: for a ModernBERT, see packed/attention.py.
 
     Attributes:
         truncated: texts that were longer than the teacher reads.

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 
 from modernbert_small.algebra import unit_vectors
-from modernbert_small.evaluation.account import WIDTHS
+from modernbert_small.evaluation.systems import WIDTHS
 from modernbert_small.label.labeller import Labeller, require_vectors, text_prompts
 from modernbert_small.label.projection import fit_projection, projection_quality
 from modernbert_small.label.sample import Sample, sample_texts

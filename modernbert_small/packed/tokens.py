@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from modernbert_small.run.artefacts import content_hash, write_json
+from modernbert_small.run.content import content_hash
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
+from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import count_rows, read_table, split_files
 
 logger = logging.getLogger(__name__)

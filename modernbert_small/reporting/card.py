@@ -11,7 +11,7 @@ from modernbert_small.evaluation.account import format_account
 from modernbert_small.reporting.formats import count
 from modernbert_small.reporting.paths import public_record, public_text
 from modernbert_small.reporting.render import render
-from modernbert_small.run.artefacts import RUN_FILE, find_records, read_run
+from modernbert_small.run.records import RUN_FILE, find_records, read_run
 from modernbert_small.run.tables import markdown_table
 
 # As their publishers state them. For a source that is not listed here, no licence is known.
@@ -61,7 +61,7 @@ def metadata(
     Args:
         name: the model's name.
         account: what `evaluation.account.account` returned; the student's rows become results.
-        records: by phase, see `run.artefacts.find_records`; their teachers' hub ids become base models.
+        records: by phase, see `run.records.find_records`; their teachers' hub ids become base models.
         corpora: see `read_corpora`; their sources' hub ids become datasets.
     """
     inputs = [record.get("inputs", {}) for record in records.values()]
@@ -101,7 +101,7 @@ def recipe(args: DistilSettings, records: dict[str, dict[str, Any]]) -> str:
 
     Args:
         args: phase 5's settings.
-        records: of the phases before, see `run.artefacts.find_records`.
+        records: of the phases before, see `run.records.find_records`.
     """
     settings = {record["phase"]: record["settings"] for record in records.values()}
     settings["distil_train"] = {key: getattr(args, key) for key in _RECIPE["distil_train"]}
@@ -118,7 +118,11 @@ def read_corpora(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
     These are the corpus of its labels, and the corpus of its pre-training if that is another one.
     """
-    read = [records[phase]["inputs"].get("corpus", {}) for phase in ("labels", "pre_train") if phase in records]
+    read = [
+        records[phase]["inputs"].get("corpus", {})
+        for phase in ("create_distil_dataset", "pre_train")
+        if phase in records
+    ]
     folders = dict.fromkeys(Path(corpus["path"]).resolve() for corpus in read if "path" in corpus)
     return [read_run(folder) for folder in folders if (folder / RUN_FILE).exists()]
 
@@ -177,7 +181,7 @@ def write_model_card(folder: Path, args: DistilSettings, record: dict[str, Any],
     found = find_records([args.train_file, args.model_name_or_path, args.teacher_name_or_path])
     corpora = read_corpora(found)
     records = {phase: public_record(one) for phase, one in found.items()}
-    labels = records.get("labels", {}).get("settings", {})
+    labels = records.get("create_distil_dataset", {}).get("settings", {})
     text = render(
         "card.md.jinja",
         metadata=metadata(name, record["account"], records, corpora).to_yaml(),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from modernbert_small.reporting.formats import duration
 from modernbert_small.reporting.page import Section, Settings, Table, section, table
 from modernbert_small.reporting.phases import Record
-from modernbert_small.run.artefacts import PHASES
+from modernbert_small.run.records import PHASES
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})  # settings without a value
 
@@ -15,7 +15,7 @@ def provenance(records: Mapping[str, Record]) -> Section:
     """Tables of times, inputs and versions, and the settings.
 
     Args:
-        records: by phase, as `run.artefacts.find_records` gives them.
+        records: by phase, as `run.records.find_records` gives them.
     """
     versions: dict[str, dict[str, None]] = {}
     for record in records.values():
@@ -45,7 +45,11 @@ def _times(records: Mapping[str, Record]) -> Table | None:
         started = record.get("started", "")[:16].replace("T", " ")
         rows.append([PHASES[phase], record["folder"], started, (record.get("git_commit") or "")[:10], _spent(record)])
     # The labels' time includes that of the reduced teacher, which is fitted while they are made.
-    counted = [record for phase, record in records.items() if phase != "teacher" or "labels" not in records]
+    counted = [
+        record
+        for phase, record in records.items()
+        if phase != "reduced_teacher" or "create_distil_dataset" not in records
+    ]
     total = {
         name: sum(record.get(name, 0) for record in counted)
         for name in ("wall_seconds", "gpu_joules")

@@ -20,7 +20,7 @@ from modernbert_small.reporting.page import (
 )
 from modernbert_small.reporting.phases import Record, interval, retrieval_table
 from modernbert_small.reporting.plots import Series, intervals, points
-from modernbert_small.run.artefacts import PHASES
+from modernbert_small.run.records import PHASES
 
 _BYTES = {"float32": 4.0, "int8": 1.0, "binary": 0.125}  # of a value
 
@@ -29,7 +29,7 @@ def headline(records: Mapping[str, Record]) -> Section:
     """What the model is and how good it is: a sentence, some numbers, and which phases left no record.
 
     Args:
-        records: by phase, as `run.artefacts.find_records` gives them.
+        records: by phase, as `run.records.find_records` gives them.
     """
     final = records.get("distil_train", {})
     account = final.get("account", {})
@@ -53,7 +53,7 @@ def headline(records: Mapping[str, Record]) -> Section:
 
 def _description(records: Mapping[str, Record]) -> str:
     """A sentence with the model's size and its teacher, as far as they are known."""
-    size, teacher = (records.get(phase, {}).get("settings", {}) for phase in ("init_model_mlm", "teacher"))
+    size, teacher = (records.get(phase, {}).get("settings", {}) for phase in ("init_model_mlm", "reduced_teacher"))
     sentence = "An embedding model"
     if size:
         sentence += f" with {size['num_hidden_layers']} layers and a hidden size of {size['hidden_size']}"

@@ -5,33 +5,25 @@ name is complete. Its run.json records what it was made from. When the same phas
 inputs, there is nothing to do; with others it refuses unless told to overwrite; an interrupted run goes on.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import xxhash
-
+from modernbert_small.run.content import describe_input
 from modernbert_small.run.energy import gpu_joules
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.processes import rank, wait_for_all, world_size
+from modernbert_small.run.records import RUN_FILE, git_state, read_run, versions, write_json
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-_LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "pyarrow")
 # Settings that change how a run looks or where it runs, but not what it makes.
 _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "logging_dir", "report_to", "run_name",
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
@@ -235,129 +227,6 @@ def _refusal(flag: str, folder: Path, before: Mapping[str, Any], now: Mapping[st
     return f"{folder} was made with other settings or inputs ({shown}); name another {flag} or pass --overwrite"
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """The record of an artefact folder.
-
-    Raises:
-        UserError: no run.json there, or not one of ours.
-    """
-    path = Path(folder) / RUN_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected the record of a finished phase") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove the folder or pass --overwrite") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}")
-    return record
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON to a temporary name first, so that a file with its name is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def describe_input(path_or_id: str) -> dict[str, str]:
-    """A local path with its content hash, or a hub id."""
-    path = Path(path_or_id)
-    if (path / RUN_FILE).is_file():
-        check_shards(path)
-    return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
-
-
-def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:
-    """The number of rows and the content hash of each Parquet file in a folder, for run.json."""
-    return {
-        file.name: {"rows": pq.read_metadata(file).num_rows, "hash": content_hash(file)}
-        for file in sorted(folder.glob("*.parquet"))
-    }
-
-
-def check_shards(folder: Path) -> None:
-    """Refuse a data folder whose shards are not those that its run.json names.
-
-    Raises:
-        UserError: shards are missing, were added or have changed; all of them are named.
-    """
-    files = read_run(folder).get("files")
-    written = files if isinstance(files, dict) else {}
-    found = {file.name: file for file in folder.glob("*.parquet")} if written else {}
-    wrong = {
-        "missing": sorted(written.keys() - found.keys()),
-        "not of this run": sorted(found.keys() - written.keys()),
-        "changed": sorted(
-            name for name in written.keys() & found.keys() if content_hash(found[name]) != written[name]["hash"]
-        ),
-    }
-    if any(wrong.values()):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
-        raise UserError(
-            f"{folder}: its shards are not those that {RUN_FILE} names ({listed}); expected one run's output, whole; "
-            "make it again with --overwrite"
-        )
-
-
-def content_hash(path: Path) -> str:
-    """The xxh3-128 hash of a file, or of a folder's file names and contents.
-
-    Of an artefact's folder, records, reports, logs and checkpoints are left out; hidden files always are.
-    """
-    if path.is_file():
-        status = path.stat()
-        return _file_hash(path, status.st_size, status.st_mtime_ns)
-    digest = xxhash.xxh3_128()
-    is_artefact = (path / RUN_FILE).exists()
-    for file in sorted(path.rglob("*")):
-        relative = file.relative_to(path)
-        is_hidden = any(part.startswith(".") for part in relative.parts)
-        if file.is_file() and not is_hidden and not (is_artefact and _is_by_product(relative)):
-            digest.update(f"{relative.as_posix()}\0{content_hash(file)}\0".encode())
-    return digest.hexdigest()
-
-
-@cache
-def _file_hash(path: Path, size: int, modified_ns: int) -> str:
-    """The hash of a file, which is read once although shards are checked, recorded and the key of cached tokens."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
-
-
-def _is_by_product(relative: Path) -> bool:
-    return relative.name in (RUN_FILE, "report.html") or any(
-        part.startswith("checkpoint-") or part in ("runs", "eval") for part in relative.parts
-    )
-
-
-def versions() -> dict[str, str]:
-    """Python's and the libraries' versions."""
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-    }
-
-
-def git_state() -> dict[str, Any]:
-    """The commit of the checkout that this code runs from, and whether files were changed since; nothing outside one.
-
-    An installed package may lie inside another project's repository, which does not know its files.
-    """
-    try:
-        _git("ls-files", "--error-unmatch", __file__)
-        changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
-        return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": changed}
-    except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
-
-
-def _git(*command: str) -> str:
-    """What a git command says in this file's folder."""
-    words = ["git", "-C", str(Path(__file__).parent), *command]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def _require_finite(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"measurement {where.lstrip('.')} is {value}, expected a finite number")
@@ -367,39 +236,3 @@ def _require_finite(value: object, where: str) -> None:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _require_finite(item, f"{where}[{index}]")
-
-
-def find_records(roots: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Find the records of all phases behind some artefacts, by following the inputs that each record names.
-
-    Args:
-        roots: folders to start from. Of two records of one phase the one nearer to the first root counts.
-
-    Returns:
-        By PHASES' names, in their order, the records with the `folder` that each was found in.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [Path(root) for root in roots]
-    for folder in waiting:
-        if not (folder / RUN_FILE).is_file():
-            continue
-        record = read_run(folder)
-        phase = str(record.get("phase"))
-        phase = {"reduced_teacher": "teacher", "create_distil_dataset": "labels"}.get(phase, phase)
-        if phase not in PHASES or phase in found:
-            continue
-        found[phase] = record | {"folder": str(folder)}
-        # Phases 2's and 4's teacher may be another student, with phases of its own.
-        followed = [value for name, value in record["inputs"].items() if name != "teacher" or phase == "distil_train"]
-        waiting += [Path(value["path"]) for value in followed if "path" in value]
-    return {phase: found[phase] for phase in PHASES if phase in found}
-
-
-PHASES = {
-    "create_dataset": "Phase 1, corpus",
-    "init_model_mlm": "Phase 2, first weights",
-    "pre_train": "Phase 3, masked language modelling",
-    "teacher": "Phase 4, reduced teacher",
-    "labels": "Phase 4, labels",
-    "distil_train": "Phase 5, distillation",
-}
