@@ -157,7 +157,7 @@ def new_trainer(
     heldout: DistillationDataset,
     datasets: list[RetrievalSet],
 ) -> DistillationTrainer:
-    """The trainer with its loss, from which DistillationTrainer computes the held-out cosine: change both or neither."""
+    """The trainer with its loss. DistillationTrainer computes the held-out cosine from it, so change both."""
     evaluators = [evaluator(dataset) for dataset in datasets]
     return DistillationTrainer(
         model=student,
