@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test soak check bench
+.PHONY: install demo test soak check bench lock audit
 
 install: .venv/installed
 
@@ -35,3 +35,15 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/speed.py
+
+# Writes requirements.lock: all packages with hashes, for Linux with x86-64. Needs uv (pip install uv) and PyPI.
+lock:
+	(echo '# Every package that requirements.txt brings on Linux with x86-64 and Python 3.11, with hashes. Made by `make lock`.'; \
+	echo '# pip install --require-hashes --requirement requirements.lock && pip install --no-deps --editable .'; \
+	grep --invert-match '^-e' requirements.txt | uv pip compile - --quiet --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --python-version 3.11 --python-platform x86_64-manylinux_2_28) > requirements.lock.tmp
+	mv requirements.lock.tmp requirements.lock
+
+# Looks the locked packages up in the database of known vulnerabilities. Needs pip-audit (pip install pip-audit).
+audit:
+	pip-audit --no-deps --disable-pip --requirement requirements.lock

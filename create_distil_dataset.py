@@ -16,6 +16,7 @@ the first missing shard. Training on such labels follows LEAF (https://arxiv.org
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -32,6 +33,7 @@ from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.devices import best_device, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
+from modernbert_small.run.places import overlap
 from modernbert_small.run.processes import rank, wait_for_all
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
@@ -79,6 +81,11 @@ class DistilDatasetArguments:
             found.append(
                 f"pca_sample_size: {self.pca_sample_size} texts are too few for {self.embedding_dim} directions"
             )
+        if overlap(self.output_dir, self.teacher_output_dir):
+            found.append(
+                f"teacher_output_dir: {self.teacher_output_dir} overlaps with output_dir {self.output_dir}; name a "
+                "folder of its own"
+            )
         if self.tokens_per_batch < 1:
             found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
         try:
@@ -102,6 +109,12 @@ def load_teacher(args: DistilDatasetArguments) -> SentenceTransformer:
     return teacher
 
 
+def begin_teacher(args: DistilDatasetArguments, inputs: dict[str, str]) -> Run | None:
+    """The run that makes the reduced teacher, None if it is there already."""
+    folder, flag = args.teacher_output_dir, "--teacher_output_dir"
+    return begin("reduced_teacher", folder, asdict(args), inputs, args.overwrite, flag)
+
+
 def make_or_load_reduced_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str], sample_file: Path
 ) -> SentenceTransformer:
@@ -109,19 +122,40 @@ def make_or_load_reduced_teacher(
 
     If it has to be made, labels in the output folder are an earlier teacher's, and are removed.
     """
-    folder, flag = args.teacher_output_dir, "--teacher_output_dir"
-    run = begin("reduced_teacher", folder, asdict(args), inputs, args.overwrite, flag)
+    run = begin_teacher(args, inputs)
     if run is not None:
         run.start()
         if rank() == 0:
             for shard in sample_file.parent.glob("*.parquet"):
                 shard.unlink()
-            reduced, report = reduce_if_wider(teacher, args, sample_file)
-            require_finite(reduced, "the reduced teacher")
-            reduced.save_pretrained(str(run.folder))
-            run.finish({"projection": report})
+            save_reduced_teacher(run, teacher, args, sample_file)
         wait_for_all()
-    return load_sentence_transformer(flag, folder, trust_remote_code=args.trust_remote_code)
+    return load_sentence_transformer(
+        "--teacher_output_dir", args.teacher_output_dir, trust_remote_code=args.trust_remote_code
+    )
+
+
+def restore_reduced_teacher(args: DistilDatasetArguments, inputs: dict[str, str]) -> None:
+    """Make the reduced teacher of finished labels again, if it is not there."""
+    run = begin_teacher(args, inputs)
+    if run is None:
+        return
+    logger.info("the labels are finished, but their reduced teacher is not there: making it again")
+    run.start()
+    if rank() == 0:
+        with TemporaryDirectory() as folder:
+            save_reduced_teacher(run, load_teacher(args), args, Path(folder, SAMPLE_FILE))
+    wait_for_all()
+
+
+def save_reduced_teacher(
+    run: Run, teacher: SentenceTransformer, args: DistilDatasetArguments, sample_file: Path
+) -> None:
+    """Reduce the teacher, write it and finish its run."""
+    reduced, report = reduce_if_wider(teacher, args, sample_file)
+    require_finite(reduced, "the reduced teacher")
+    reduced.save_pretrained(str(run.folder))
+    run.finish({"projection": report})
 
 
 def reduce_if_wider(
@@ -172,6 +206,7 @@ def main() -> None:
     inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
     run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
     if run is None:
+        restore_reduced_teacher(args, inputs)
         return
     check_splits(args.train_file, args.embedding_dim)
     sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)

@@ -34,7 +34,7 @@ from modernbert_small.reporting.quality import (
 )
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.recipe import SECTIONS, full_recipe
-from modernbert_small.run.records import RUN_FILE, find_records
+from modernbert_small.run.records import RUN_FILE, find_records, write_text
 from modernbert_small.run.script import run_script
 
 REPORT_FILE = "report.html"
@@ -99,9 +99,9 @@ def write_report(recipe_or_folder: str) -> Path:
     if not records:
         raise UserError(f"{recipe_or_folder}: no {RUN_FILE} of a finished phase there; run the scripts first")
     folder = Path(records["distil_train"]["folder"]) if "distil_train" in records else Path()
-    temporary = folder / f"{REPORT_FILE}.tmp"
-    temporary.write_text(build(records), encoding="utf-8")
-    return temporary.replace(folder / REPORT_FILE)
+    report = folder / REPORT_FILE
+    write_text(report, build(records))
+    return report
 
 
 def main() -> None:

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from modernbert_small.run import artefacts, places
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.records import read_run
+from modernbert_small.run.records import read_run, write_json
 
 
 def make(folder, text="made", settings=None, inputs=None, overwrite=False, phase="phase"):
@@ -180,3 +184,174 @@ def test_content_hash_sees_names_and_bytes_but_no_by_products(tmp_path):
     assert content_hash(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "b")
     assert content_hash(tmp_path) != before
+
+
+def test_only_a_folder_of_this_phase_is_ever_replaced(tmp_path):
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_rsa").write_text("key")
+    with pytest.raises(UserError, match="holds files that no run made"):
+        make(home, overwrite=True)
+    make(tmp_path / "other", phase="another phase")
+    with pytest.raises(UserError, match="was made by another phase, not by phase"):
+        make(tmp_path / "other", overwrite=True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("")
+    with pytest.raises(UserError, match="nothing was touched"):
+        make(tmp_path / "broken", overwrite=True)
+    assert (home / ".ssh" / "id_rsa").read_text() == "key"
+
+
+@pytest.mark.parametrize("name", ["out.partial", "out.replaced", "out.lock.d"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_neighbour_of_the_users_stays(tmp_path, name, overwrite):
+    thesis = tmp_path / name / "sub" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    if name == "out.partial":
+        with pytest.raises(UserError, match="holds files that no run made"):
+            make(tmp_path / "out", overwrite=overwrite)
+    else:
+        make(tmp_path / "out", overwrite=overwrite)
+        make(tmp_path / "out", settings={"seed": 2}, overwrite=True)
+    assert thesis.read_text() == "years of work"
+
+
+def test_an_empty_record_costs_no_checkpoints(tmp_path):
+    first = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    first.start()
+    (first.folder / "checkpoint-1").mkdir()
+    (first.folder / "run.json").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="nothing was touched"):
+            begin("phase", str(tmp_path / "out"), {"seed": 1}, {}, overwrite)
+    assert (first.folder / "checkpoint-1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("output", "given"), [("data", "data"), ("data", "data/sub"), ("data/sub", "data"), ("data/../data", "data/")]
+)
+def test_an_output_that_overlaps_with_an_input_is_refused(tmp_path, monkeypatch, output, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    with pytest.raises(UserError, match="overlaps with the input corpus"):
+        begin("phase", output, {}, {"corpus": given}, True)
+
+
+LIVING = """
+import sys, time
+from modernbert_small.run import artefacts, places
+from modernbert_small.run.artefacts import begin
+run = begin("phase", sys.argv[1], {"seed": 1}, {})
+run.start()
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_and_a_dead_ones_lock_is_taken_over(tmp_path):
+    command = [sys.executable, "-c", LIVING, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "started\n"
+        with pytest.raises(UserError, match=rf"process {first.pid} on .* is writing this folder"):
+            begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+        first.kill()
+        first.wait()
+    make(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_was_overtaken_changes_nothing(tmp_path):
+    late = begin("phase", str(tmp_path / "out"), {"seed": 2}, {})
+    make(tmp_path / "out")
+    with pytest.raises(UserError, match="was written by another run meanwhile"):
+        late.start()
+    assert read_run(tmp_path / "out")["settings"] == {"seed": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_stands_for_it_and_a_dangling_one_is_refused(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    make(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "out.txt").read_text() == "made"
+    assert make(tmp_path / "out") is None
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"is a link to .*nowhere, which is not there"):
+        make(tmp_path / "lost")
+
+
+def test_a_mount_point_is_written_from_inside(tmp_path, monkeypatch):
+    mount = tmp_path / "mount"
+    (mount / "lost+found").mkdir(parents=True)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == mount)
+    first = begin("phase", str(mount), {"seed": 1}, {})
+    first.start()
+    (first.folder / "shard").write_text("half the work")
+    assert begin("phase", str(mount), {"seed": 1}, {}).resumed
+    make(mount)
+    assert sorted(path.name for path in mount.iterdir()) == ["lost+found", "out.txt", "run.json", "shard"]
+    assert make(mount) is None
+    make(mount, "other", settings={"seed": 2}, overwrite=True)
+    assert sorted(path.name for path in mount.iterdir()) == ["lost+found", "out.txt", "run.json"]
+    assert (mount / "out.txt").read_text() == "other"
+
+
+def test_without_an_exchange_of_names_the_old_artefact_is_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_exchange", lambda first, second: False)
+    make(tmp_path / "out")
+    make(tmp_path / "out", "other", settings={"seed": 2}, overwrite=True)
+    assert (tmp_path / "out" / "out.txt").read_text() == "other"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.write_text(""), lambda file: file.write_text("mude"), lambda file: file.unlink()]
+)
+def test_damaged_outputs_are_named_and_made_again(tmp_path, damage):
+    run = make(tmp_path / "out")
+    assert run is not None
+    (tmp_path / "out" / "checkpoint-1").mkdir()
+    damage(tmp_path / "out" / "out.txt")
+    with pytest.raises(UserError, match=r"missing or changed since they were made \(out.txt\).*--overwrite"):
+        make(tmp_path / "out")
+    with pytest.raises(UserError, match=r"missing or changed since they were made \(out.txt\)"):
+        begin("phase", str(tmp_path / "next"), {}, {"model": str(tmp_path / "out")})
+    again = begin("phase", str(tmp_path / "out"), {"seed": 1}, {}, overwrite=True)
+    again.start()
+    assert not (again.folder / "out.txt").exists()
+    assert (again.folder / "checkpoint-1").is_dir(), "what is whole stays"
+    (again.folder / "out.txt").write_text("made")
+    again.finish({"rows": 3})
+    assert make(tmp_path / "out") is None
+
+
+def test_many_writers_of_one_file_do_not_meet(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_json(tmp_path / "run.json", {"number": number}), range(160)))
+    assert read_run(tmp_path)["number"] in range(160)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").stat().st_mode & 0o444 == 0o444, "readable by others"
+
+
+def test_a_run_that_goes_on_says_what_it_ran_with(tmp_path, monkeypatch):
+    first = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    first.start()
+    (first.folder / "checkpoint-40").mkdir()
+    monkeypatch.setattr(artefacts, "versions", lambda: {"torch": "99"})
+    again = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    again.start()
+    sessions = again.finish({})["sessions"]
+    assert [one["from_step"] for one in sessions] == [None, 40]
+    assert [one["versions"]["torch"] == "99" for one in sessions] == [False, True]
+
+
+def test_an_input_that_changes_while_it_is_read_is_recorded(tmp_path, caplog):
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    run = begin("phase", str(tmp_path / "out"), {"seed": 1}, {"corpus": str(data)})
+    run.start()
+    data.write_text("another")
+    assert run.finish({})["inputs_changed"] == ["corpus"]
+    assert "it may have read a mix: corpus" in caplog.text

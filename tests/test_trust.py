@@ -69,6 +69,14 @@ def test_pins_satisfy_the_lower_bounds():
     assert NEEDED.keys() <= PINNED.keys()
 
 
+def test_the_lock_has_every_pin_with_hashes():
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:", text, re.MULTILINE))
+    assert len(locked) > 2 * len(PINNED)
+    for name, pin in PINNED.items():
+        assert locked[name] == next(iter(pin.specifier)).version, f"{name}: run `make lock`"
+
+
 def calls(paths):
     """(file, line, dotted name of the called, keywords) of each call."""
     for path in paths:
@@ -84,5 +92,10 @@ def test_nothing_pickled_is_read_and_no_remote_code_is_run():
         assert not (name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False"), where
         allowed = {"False", "trust_remote_code", "args.trust_remote_code"}  # which a flag turns on
         assert keywords.get("trust_remote_code", "False") in allowed, where
+        # transformers asks on the terminal what it was not told.
+        if name.endswith(".from_pretrained"):
+            assert "trust_remote_code" in keywords, where
+        if name.endswith(("SentenceTransformer", "Transformer")) and "modules" not in keywords:
+            assert "trust_remote_code" in f"{keywords}", where
         if name.endswith(("Model.from_pretrained", "ForMaskedLM.from_pretrained")):
             assert keywords.get("use_safetensors") == "True", where

@@ -1,8 +1,9 @@
 """Artefact folders: the outputs of the phases, each complete or not there.
 
 A phase writes into `<output_dir>.partial`, and `Run.finish` gives the folder its final name. So a folder with its final
-name is complete. Its run.json records what it was made from. When the same phase runs again with the same settings and
-inputs, there is nothing to do; with others it refuses unless told to overwrite; an interrupted run goes on.
+name is complete. Its run.json records what it was made from, and the size and hash of every file. When the same phase
+runs again with the same settings and inputs, there is nothing to do; with others it refuses unless told to overwrite;
+an interrupted run goes on; damaged files are made again. One run at a time writes an artefact.
 """
 
 import json
@@ -11,14 +12,23 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modernbert_small.run.content import describe_input
+from modernbert_small.run.content import content_hash, damaged_outputs, describe_input, describe_outputs
+from modernbert_small.run.durable import sync_tree
 from modernbert_small.run.energy import gpu_joules
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.places import (
+    OutputLock,
+    output_folder,
+    own_entries,
+    publish_folder,
+    require_apart,
+    working_folder,
+)
 from modernbert_small.run.processes import rank, wait_for_all, world_size
 from modernbert_small.run.records import RUN_FILE, git_state, read_run, versions, write_json
 
@@ -36,37 +46,68 @@ class Run:
     """One run of a phase.
 
     Attributes:
-        folder: where to write, from `start` on; `output_dir` once `finish` has renamed it.
+        output_dir: the artefact's final folder.
+        folder: where to write, from `start` on; `output_dir` once `finish` has published it.
         record: what run.json holds.
+        resumed: whether an interrupted run goes on, or a damaged artefact is repaired.
+        flag: the flag that names output_dir, for errors.
+        uses_gpu: whether the energy that the GPUs draw is recorded.
+        damaged: files of a finished artefact to make again; the others stay.
     """
 
     output_dir: Path
     folder: Path
     record: dict[str, Any]
     resumed: bool
+    flag: str = "--output_dir"
     uses_gpu: bool = True
+    damaged: Sequence[str] = ()
+    _seen: tuple[int | None, int | None] = (None, None)
     _clock: float = field(default_factory=time.monotonic)
     _joules: float | None = None
+    _lock: OutputLock | None = None
 
     def start(self) -> None:
-        """Make the folder to write in. It is empty, unless it holds this very run, interrupted.
+        """Lock the output folder and make the folder to write in.
 
-        Of several processes the first one does it, after all of them have looked at what was there.
+        That folder is empty, unless an interrupted run goes on in it. Of several processes the first one does all this,
+        after all of them have looked at what was there.
+
+        Raises:
+            UserError: another run writes this artefact, or has written it since `begin` looked.
         """
         wait_for_all()
         if rank() == 0:
-            if self.resumed:
-                logger.info("going on with the interrupted run in %s", self.folder)
-            else:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / RUN_FILE, self.record)
+            self._lock = OutputLock(self.output_dir)
+            self._lock.take(self.flag)
+            if _times(self.output_dir, self.folder) != self._seen:
+                self._lock.release()
+                raise UserError(f"{self.flag} {self.output_dir}: was written by another run meanwhile; try again")
+            self._prepare_folder()
             if self.uses_gpu:
                 self._joules = gpu_joules()
         wait_for_all()
 
+    def _prepare_folder(self) -> None:
+        """The folder to write in, with what is kept of earlier work."""
+        if self.damaged:
+            logger.info("making again in %s: %s", self.output_dir, ", ".join(self.damaged))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.output_dir.rename(self.folder)
+            for name in self.damaged:
+                (self.folder / name).unlink(missing_ok=True)
+        elif self.resumed:
+            logger.info("going on with the interrupted run in %s", self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / RUN_FILE, self.record)
+
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
-        """Write run.json and give the folder its final name; returns the record.
+        """Write run.json, and give the folder its final name when all of it is safely on the disk.
+
+        Returns:
+            The record.
 
         Raises:
             ValueError: a measurement is not finite. JSON cannot hold it, and no phase should report it.
@@ -77,14 +118,18 @@ class Run:
         self.record["wall_seconds"] = round(time.monotonic() - self._clock, 1)
         if self._joules is not None and (joules := gpu_joules()) is not None:
             self.record["gpu_joules"] = round(joules - self._joules, 1)
+        if changed := _changed_inputs(self.record["inputs"]):
+            logger.warning(
+                "inputs have changed since this run began, so it may have read a mix: %s", ", ".join(changed)
+            )
+            self.record["inputs_changed"] = changed
+        self.record["outputs"] = describe_outputs(self.folder)
         write_json(self.folder / RUN_FILE, self.record)
-        replaced = self.output_dir.with_name(self.output_dir.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.output_dir.exists():
-            self.output_dir.rename(replaced)
-        self.folder.rename(self.output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+        sync_tree(self.folder)
+        publish_folder(self.folder, self.output_dir)
         self.folder = self.output_dir
+        if self._lock is not None:
+            self._lock.release()
         return self.record
 
 
@@ -100,36 +145,36 @@ def begin(
     uses_gpu: bool = True,
     resumable: bool = True,
 ) -> Run | None:
-    """Decide what a phase has to do: start, go on with an interrupted run, or nothing.
+    """Decide what a phase has to do: start, go on with an interrupted run, repair a damaged artefact, or nothing.
 
-    Nothing is written before `Run.start`.
+    Nothing is written before `Run.start`. Only a folder with this phase's run.json is ever replaced.
 
     Args:
         phase: the artefact's name in run.json.
         output_dir: the artefact's final folder.
         settings: resolved settings, JSON types.
         inputs: name -> path of each input artefact, or hub id. Paths are recorded with a content hash, and an earlier
-            phase's shards must be those that it wrote.
-        overwrite: replace a finished or half-finished artefact of other settings.
+            phase's outputs must be those that it wrote.
+        overwrite: replace a finished or half-finished artefact of other settings, or make its damaged files again.
         flag: the flag that names output_dir, for errors.
         one_process: the phase cannot run under torchrun with several processes.
         uses_gpu: False leaves the GPUs asleep; else the energy that they draw is recorded.
         resumable: False begins an interrupted run anew.
 
     Returns:
-        The run, or None if the artefact is there already, made with the same settings from the same inputs.
+        The run, or None if the artefact is there already, whole, made with the same settings from the same inputs.
 
     Raises:
-        UserError: the artefact, or a half-finished one, was made with other settings or inputs; the folder holds
-            something else; or an input's shards are not those that its run.json names.
+        UserError: the artefact, or a half-finished one, was made with other settings or inputs, or is damaged; the
+            folder holds something else, overlaps with an input, or is being written by another run; or an input is
+            not as its run.json says.
     """
     if world_size() > 1 and one_process:
         raise UserError(f"{phase} is work for one process, found {world_size()}; start it with python, not torchrun")
-    final = Path(output_dir)
-    if not final.name:
-        raise UserError(f"{flag} {output_dir}: expected a folder with a name of its own, such as data/corpus")
-    if final.is_file():
-        raise UserError(f"{flag} {final}: is a file, expected a folder")
+    final = output_folder(output_dir, flag)
+    require_apart(final, inputs, flag)
+    if rank() == 0:
+        OutputLock(final).check(flag)
     record = {
         "phase": phase,
         "settings": json.loads(json.dumps(dict(settings), default=str)),
@@ -138,60 +183,107 @@ def begin(
         **git_state(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    partial = working_folder(final)
+    seen = _times(final, partial)
+    damaged: list[str] = []
     if _is_finished(final, record, overwrite, flag):
-        logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
-        return None
-    partial = final.with_name(final.name + ".partial")
-    started = _interrupted_run(partial, record, overwrite, flag) if resumable else None
-    if started is not None:
-        record["started"] = started
-    return Run(final, partial, record, started is not None, uses_gpu)
+        damaged = damaged_outputs(final)
+        if not damaged:
+            logger.info("%s is finished, with the same settings and inputs: nothing to do", final)
+            return None
+        if not overwrite:
+            raise UserError(
+                f"{flag} {final}: files are missing or changed since they were made ({', '.join(damaged)}); make them "
+                "again with --overwrite"
+            )
+    earlier = _interrupted_run(partial, record, overwrite, flag)
+    if damaged:
+        return Run(final, partial, record, True, flag, uses_gpu, damaged, seen)
+    if earlier is not None and resumable:
+        record["sessions"] = [*earlier.get("sessions", [_session(earlier)]), _session(record, partial)]
+        record["started"] = earlier["started"]
+        return Run(final, partial, record, True, flag, uses_gpu, (), seen)
+    return Run(final, partial, record, False, flag, uses_gpu, (), seen)
 
 
 def _is_finished(final: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> bool:
     """Whether the artefact is there already.
 
     Raises:
-        UserError: something else is there, and may not be overwritten.
+        UserError: something else is there, or an artefact that may not be overwritten.
     """
-    if not final.exists() or not any(final.iterdir()):
+    if not own_entries(final):
         return False
-    earlier = _read_earlier(final, overwrite)
-    if earlier is not None and not _differences(earlier, record):
+    earlier = _read_own(final, record["phase"], flag)
+    if not _differences(earlier, record):
         return True
     if overwrite:
         return False
-    if earlier is None:
-        raise UserError(f"{flag} {final}: holds files that no run made; name another folder or pass --overwrite")
     raise UserError(_refusal(flag, final, earlier, record))
 
 
-def _interrupted_run(partial: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> str | None:
-    """When the interrupted run began that can go on, None if there is none.
+def _session(record: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """When and with what a run began or went on, and the checkpoint that it went on from, if there is one."""
+    checkpoints = folder.glob("checkpoint-[0-9]*") if folder is not None else ()
+    steps = [int(path.name.rpartition("-")[2]) for path in checkpoints if path.name.rpartition("-")[2].isdigit()]
+    known = {name: record.get(name) for name in ("started", "versions", "git_commit", "git_dirty")}
+    return {**known, "from_step": max(steps, default=None)}
+
+
+def _changed_inputs(inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The local inputs that are no longer as they were recorded."""
+    local = {name: value for name, value in inputs.items() if "path" in value}
+    return [
+        name
+        for name, value in local.items()
+        if not Path(value["path"]).exists() or content_hash(Path(value["path"])) != value["hash"]
+    ]
+
+
+def _interrupted_run(partial: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> dict[str, Any] | None:
+    """The record of the interrupted run that can go on, None if there is none.
 
     Raises:
-        UserError: a run of other settings or inputs was interrupted, and may not be overwritten.
+        UserError: the folder to write in holds somebody's files, or a run of other settings or inputs was interrupted
+            and may not be overwritten.
     """
-    if not (partial / RUN_FILE).exists() or all(path.name in (RUN_FILE, "runs") for path in partial.iterdir()):
+    if not own_entries(partial):
+        return None
+    earlier = _read_own(partial, record["phase"], flag)
+    if all(path.name in (RUN_FILE, "runs") for path in partial.iterdir()):
         return None  # nothing was saved yet
-    earlier = _read_earlier(partial, overwrite)
-    if earlier is not None and not _differences(earlier, record):
-        return earlier["started"]
+    if not _differences(earlier, record):
+        return earlier
     if not overwrite:
-        raise UserError(_refusal(flag, partial, earlier or {}, record))
+        raise UserError(_refusal(flag, partial, earlier, record))
     return None
 
 
-def _read_earlier(folder: Path, overwrite: bool) -> dict[str, Any] | None:
-    """A folder's record, or None if there is none. One that cannot be read counts as none if it may be overwritten."""
+def _read_own(folder: Path, phase: str, flag: str) -> dict[str, Any]:
+    """The record of a folder that holds something, which must be an artefact of this phase.
+
+    Raises:
+        UserError: it is not, so that it is never replaced.
+    """
     if not (folder / RUN_FILE).exists():
-        return None
+        raise UserError(f"{flag}: {folder} holds files that no run made; move them away or name another folder")
     try:
-        return read_run(folder)
-    except UserError:
-        if overwrite:
-            return None
-        raise
+        record = read_run(folder)
+    except UserError as error:
+        raise UserError(f"{error}; nothing was touched: move {folder} away or name another folder") from error
+    if record.get("phase") != phase:
+        raise UserError(
+            f"{flag}: {folder} was made by {record.get('phase')}, not by {phase}, and is not replaced; name another "
+            "folder"
+        )
+    return record
+
+
+def _times(final: Path, partial: Path) -> tuple[int | None, int | None]:
+    """When the records of a finished and of an unfinished artefact were written, None for those that are not there."""
+    files = (final / RUN_FILE, partial / RUN_FILE)
+    first, second = (file.stat().st_mtime_ns if file.exists() else None for file in files)
+    return first, second
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -38,17 +38,48 @@ def _file_hash(path: Path, size: int, modified_ns: int) -> str:
 
 
 def _is_by_product(relative: Path) -> bool:
+    """Whether a file of an artefact is a record, a report, a log or part of a checkpoint."""
     return relative.name in (RUN_FILE, "report.html") or any(
         part.startswith("checkpoint-") or part in ("runs", "eval") for part in relative.parts
     )
 
 
 def describe_input(path_or_id: str) -> dict[str, str]:
-    """A local path with its content hash, or a hub id."""
+    """A local path with its content hash, or a hub id.
+
+    Raises:
+        UserError: an artefact is not as its run.json says.
+    """
     path = Path(path_or_id)
     if (path / RUN_FILE).is_file():
         check_shards(path)
+        if damaged := damaged_outputs(path):
+            raise UserError(
+                f"{path}: files are missing or changed since they were made ({', '.join(damaged)}); make them again "
+                f"with --overwrite, or remove its {RUN_FILE} if the changes are yours"
+            )
     return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
+
+
+def describe_outputs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file of an artefact, for run.json; without by-products, and the card that people edit."""
+    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        relative.as_posix(): {"bytes": file.stat().st_size, "hash": content_hash(file)}
+        for relative, file in files.items()
+        if not _is_by_product(relative) and relative.name != "README.md"
+    }
+
+
+def damaged_outputs(folder: Path) -> list[str]:
+    """The files of an artefact that are missing, or other than when they were made; none of one without a list."""
+    damaged = []
+    for name, written in read_run(folder).get("outputs", {}).items():
+        file = folder / name
+        same_size = file.is_file() and file.stat().st_size == written["bytes"]
+        if not same_size or content_hash(file) != written["hash"]:
+            damaged.append(name)
+    return damaged
 
 
 def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
 
 RUN_FILE = "run.json"
@@ -28,17 +31,35 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected the record of a finished phase") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove the folder or pass --overwrite") from error
+        raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON to a temporary name first, so that a file with its name is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name of its own first, so that a file with its final name is whole."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        publish(Path(temporary), path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """Which permissions new files do not get; a temporary file has none for others."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 PHASES = {

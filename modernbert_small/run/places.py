@@ -1,0 +1,158 @@
+"""Where an artefact is written: its final folder, the folder to write in, its lock, and how it gets its name.
+
+The folder to write in lies beside the final one, so that a rename makes it final. A mount point cannot be renamed or
+replaced; there it lies inside, and its files are moved up, run.json last.
+"""
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import SoftFileLock, Timeout
+
+from modernbert_small.run.durable import sync_folder
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.records import RUN_FILE
+
+_PARTIAL, _LOCK = ".partial", ".lock"
+_NOT_OURS_BUT_EMPTY = {_PARTIAL, _LOCK, "lost+found"}  # what an unused mount point may hold
+# Of Linux' renameat2: paths relative to the working folder; exchange two names at once.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def output_folder(output_dir: str, flag: str) -> Path:
+    """The final folder of an artefact. A symbolic link to a folder stands for that folder.
+
+    Raises:
+        UserError: no name of its own, a file, or a link that leads nowhere.
+    """
+    final = Path(output_dir)
+    if not final.name:
+        raise UserError(f"{flag} {output_dir}: expected a folder with a name of its own, such as data/corpus")
+    if final.is_symlink():
+        if not final.exists():
+            raise UserError(f"{flag} {final}: is a link to {os.readlink(final)}, which is not there; make that folder")
+        final = final.resolve()
+    if final.is_file():
+        raise UserError(f"{flag} {final}: is a file, expected a folder")
+    return final
+
+
+def working_folder(final: Path) -> Path:
+    """The folder to write in."""
+    return final / _PARTIAL if os.path.ismount(final) else final.with_name(final.name + _PARTIAL)
+
+
+def own_entries(folder: Path) -> list[Path]:
+    """What a folder holds, without what an empty mount point may hold; nothing if there is no such folder."""
+    return [path for path in folder.iterdir() if path.name not in _NOT_OURS_BUT_EMPTY] if folder.is_dir() else []
+
+
+def overlap(first: str | Path, second: str | Path) -> bool:
+    """Whether two paths are the same, or one lies inside the other."""
+    a, b = Path(first).resolve(), Path(second).resolve()
+    return a == b or a in b.parents or b in a.parents
+
+
+def require_apart(final: Path, inputs: Mapping[str, str], flag: str) -> None:
+    """Refuse an output that would replace an input, or change one by lying inside it.
+
+    Raises:
+        UserError: with the input's name.
+    """
+    for name, value in inputs.items():
+        if Path(value).exists() and overlap(final, value):
+            raise UserError(
+                f"{flag} {final}: overlaps with the input {name}, {value}; name a folder that neither holds it nor "
+                "lies in it"
+            )
+
+
+class OutputLock:
+    """Keeps two runs from writing one artefact.
+
+    The lock is a file with the writer's host and process, made where no such file is, which works on every file system
+    that creates files atomically. The lock of a process of this host that is gone is taken over.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self._path = final / _LOCK if os.path.ismount(final) else final.with_name(final.name + _LOCK)
+        self._lock = SoftFileLock(self._path)
+
+    def take(self, flag: str) -> None:
+        """Take the lock; no wait.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            if self._lock.is_lock_held_by_us:  # of an earlier try in this process, which an error ended
+                return
+            process, host, *_ = [*self._path.read_text(encoding="utf-8").split("\n"), "?", "?"]
+            raise UserError(
+                f"{flag}: process {process} on {host} is writing this folder; wait until it ends, or, if it runs no "
+                f"more, remove {self._path}"
+            ) from error
+
+    def check(self, flag: str) -> None:
+        """Refuse if another process holds the lock; nothing is written.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        if self._path.exists():
+            self.take(flag)
+            self.release()
+
+    def release(self) -> None:
+        """Let others write."""
+        self._lock.release()
+        self._path.unlink(missing_ok=True)
+
+
+def publish_folder(folder: Path, final: Path) -> None:
+    """Make a finished folder the final one, in place of an earlier artefact. Readers see the old one or the new.
+
+    Args:
+        folder: of `working_folder`, synced.
+        final: of `output_folder`.
+    """
+    if folder.parent == final:
+        _move_up(folder, final)
+        return
+    if not final.exists():
+        folder.rename(final)
+    elif _exchange(folder, final):
+        shutil.rmtree(folder)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        final.rename(aside / final.name)
+        folder.rename(final)
+        shutil.rmtree(aside)
+    sync_folder(final.parent)
+
+
+def _move_up(folder: Path, final: Path) -> None:
+    """Replace a mount point's files by those of a folder inside it; run.json, which marks it whole, comes last."""
+    (final / RUN_FILE).unlink(missing_ok=True)
+    for path in own_entries(final):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN_FILE):
+        path.rename(final / path.name)
+    folder.rmdir()
+    sync_folder(final)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once, where the system can."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
