@@ -204,7 +204,8 @@ def main() -> None:
     """Reduce the teacher, measure what that costs, label both splits."""
     args = parse_settings(DistilDatasetArguments, "create_distil_dataset", __doc__)
     inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
-    run = begin("create_distil_dataset", args.output_dir, asdict(args), inputs, args.overwrite)
+    label_inputs = inputs | {f"eval_datasets {name}": name for name in args.eval_datasets}
+    run = begin("create_distil_dataset", args.output_dir, asdict(args), label_inputs, args.overwrite)
     if run is None:
         restore_reduced_teacher(args, inputs)
         return

@@ -13,7 +13,9 @@ held-out similarity is kept. At the end, student and teacher are compared. --pus
 once; it also uploads a folder that an earlier run finished.
 """
 
+import json
 import logging
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,13 @@ from sentence_transformers.sentence_transformer.losses import MSELoss
 from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.distil.trainer import DistillationTrainer
-from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
+from modernbert_small.evaluation.account import account_after_training, format_account, is_reduced_teacher
 from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.packed.trainer import last_evaluation, require_context, train
+from modernbert_small.packed.trainer import last_evaluation, note_if_worse, require_context, train, worse_notice
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import begin
@@ -184,18 +186,14 @@ def distil(
     trainer.evaluator = None  # the retrieval sets are measured later, together with the teacher
     heldout_metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
+    ended = heldout_metrics["eval_similarity"]
+    measurements |= note_if_worse("held-out cosine to the labels", max(similarity.values()), ended)
     return measurements | {
         "alignment_similarity": similarity,
-        "heldout_similarity": heldout_metrics["eval_similarity"],
+        "heldout_similarity": ended,
         "rows": {"train": len(train_data), "validation": len(heldout)},
         "truncated_rows": train_data.store.truncated,
     }
-
-
-def save(args: DistilTrainArguments, student: SentenceTransformer, folder: Path, record: dict[str, Any]) -> None:
-    """Write the final model and its card."""
-    student.save_pretrained(str(folder), create_model_card=False)
-    write_model_card(folder, args, record, student.get_embedding_dimension())
 
 
 def write_report_and_upload(args: DistilTrainArguments) -> None:
@@ -211,6 +209,7 @@ def main() -> None:
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
+    inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}
     run = begin("distil_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
         write_report_and_upload(args)
@@ -221,25 +220,29 @@ def main() -> None:
         "--teacher_name_or_path", args.teacher_name_or_path, trust_remote_code=args.trust_remote_code
     )
     student = load_student(args, teacher)
-    retrieval_sets, pair_sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
-    overlap = find_overlap(args, retrieval_sets, pair_sets)
+    sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    overlap = find_overlap(args, *sets)
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
-    measurements = distil(args, student, retrieval_sets)
+    measurements = distil(args, student, sets[0])
     if rank() > 0:
         return
+    student.save_pretrained(str(run.folder), create_model_card=False)
     is_reduced = is_reduced_teacher(args.teacher_name_or_path)
-    comparison = account(student, teacher, is_reduced, retrieval_sets, pair_sets)
+    again = ["python", "-m", "modernbert_small.evaluate", output_dir, args.teacher_name_or_path, "--datasets"]
+    again += args.eval_datasets
+    comparison = account_after_training(student, teacher, is_reduced, *sets, shlex.join(again))
     measurements |= {"account": comparison, "reported_texts_in_training": overlap}
-    save(args, student, run.folder, measurements)
+    write_model_card(run.folder, args, measurements, student.get_embedding_dimension())
     run.finish(measurements)
     report = write_report(output_dir)
     print(
         f"\nheld-out cosine to the labels: {measurements['heldout_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
     upload(output_dir)
-    logger.info('wrote %s; look at %s; next, in Python: SentenceTransformer("%s")', output_dir, report, output_dir)
+    done = f'wrote {output_dir}; look at {report}; next, in Python: SentenceTransformer({json.dumps(output_dir)})'
+    logger.info("%s%s", worse_notice(measurements), done)
 
 
 if __name__ == "__main__":

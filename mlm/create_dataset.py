@@ -80,6 +80,7 @@ class CreateDatasetArguments:
         },
     )
     seed: int = field(default=42, metadata={"help": "fixes the order, the validation split and the rows taken"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the tokenizer's repository brings"})
     overwrite: bool = field(default=False, metadata={"help": "replace a corpus made with other settings"})
 
     def problems(self) -> list[str]:
@@ -126,8 +127,14 @@ def require_enough(texts: int, args: CreateDatasetArguments, folder: Path) -> No
     """Refuse a corpus that is too small for its validation split, and remove what was written of it.
 
     Raises:
-        UserError: half of the texts or more are in the validation split.
+        UserError: half of the texts or more are in the validation split, or would be in the smallest one.
     """
+    if texts <= 2 * LEAST_VALIDATION_ROWS:
+        shutil.rmtree(folder)
+        raise UserError(
+            f"--sources {' '.join(args.sources)}: give only {texts} different texts that are not empty or too short; "
+            f"expected at least {2 * LEAST_VALIDATION_ROWS + 1}"
+        )
     if 2 * args.validation_rows >= texts:
         shutil.rmtree(folder)  # the settings have to change, so nothing here can be used again
         raise UserError(
@@ -148,7 +155,7 @@ def main() -> None:
     if run is None:
         return
     sources = open_sources(locations)
-    tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path)
+    tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path, args.trust_remote_code)
     chunker = Chunker(tokenizer, args.max_seq_length)
     contamination, kept_out = find_contamination(args, all(map(is_local, locations.values())))
     run.start()

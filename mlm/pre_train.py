@@ -23,7 +23,14 @@ from modernbert_small.evaluation.metrics import perplexity
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.packed.trainer import PackedTrainer, last_evaluation, require_context, train
+from modernbert_small.packed.trainer import (
+    PackedTrainer,
+    last_evaluation,
+    note_if_worse,
+    require_context,
+    train,
+    worse_notice,
+)
 from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import begin
@@ -109,6 +116,9 @@ def pretrain(
     measurements = train(trainer, Path(args.output_dir), student.config, args.mlm_probability)
     heldout_metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
+    first = next((entry["eval_loss"] for entry in measurements["history"] if "eval_loss" in entry), None)
+    if first is not None and "ended_worse" not in measurements:
+        measurements |= note_if_worse("held-out loss", first, heldout_metrics["eval_loss"], greater_is_better=False)
     return measurements | {
         "heldout_mlm_loss": heldout_metrics["eval_loss"],
         "rows": {"train": len(train_data), "validation": len(heldout)},
@@ -140,7 +150,8 @@ def main() -> None:
     run.finish(measurements)
     upload(output_dir)
     logger.info(
-        "wrote %s, held-out loss %.4f; next: %s",
+        "%swrote %s, held-out loss %.4f; next: %s",
+        worse_notice(measurements),
         output_dir,
         measurements["heldout_mlm_loss"],
         next_command("create_distil_dataset.py"),

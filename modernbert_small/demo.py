@@ -177,7 +177,7 @@ def main() -> None:
     show_searches(model_folder, retrieval_set, retrieval_set.name)
     print(f"\nThe demo took {time.monotonic() - began:.0f} s. To use the model in Python:\n")
     print("    from sentence_transformers import SentenceTransformer")
-    print(f'    model = SentenceTransformer("{model_folder}")')
+    print(f"    model = SentenceTransformer({model_folder!r})")
     print('    model.encode(["a sentence", "another one"]).shape\n')
 
 

@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line.
 
     Raises:
-        UserError: the output file's folder does not exist.
+        UserError: the output is a folder, or the output file's folder does not exist.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", help="model folder or hub id")
@@ -83,6 +83,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
     parser.add_argument("--output", type=Path, help="also write the account to this JSON file")
     args = parser.parse_args()
+    if args.output and args.output.is_dir():
+        raise UserError(
+            f"--output {args.output}: is a folder, expected a file; name one such as {args.output / 'account.json'}"
+        )
     if args.output and not args.output.parent.is_dir():
         raise UserError(
             f"--output {args.output}: no such folder {args.output.parent}; make it, or name a file in another folder"

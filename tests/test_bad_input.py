@@ -1,5 +1,6 @@
 """What users get wrong: exit 2, one line that says found, where and expected, nothing written that was not there."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -126,8 +127,42 @@ def small_vocabulary(folder):
     (folder / "init/config.json").write_text(json.dumps(config | {"vocab_size": 50}))
 
 
+OWN_CODE = """
+from pathlib import Path
+
+Path("was_run").touch()
+"""
+
+
+def own_code(path):
+    """Gives a model an architecture and a tokenizer of its own, in the form of a repository with code."""
+
+    def change(folder):
+        (folder / path / "own.py").write_text(OWN_CODE)
+        classes = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoModelForMaskedLM": "own.Model"}
+        for name, changes in (
+            ("config.json", {"model_type": "own", "auto_map": classes}),
+            (
+                "tokenizer_config.json",
+                {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+            ),
+        ):
+            content = json.loads((folder / path / name).read_text())
+            (folder / path / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+def texts(*found):
+    return lambda folder: pq.write_table(pa.table({"text": found}), folder / "own.parquet")
+
+
 CASES = [
     # Phase 1
+    (PHASE_1, own_code("init"), [], "--tokenizer_name_or_path init: brings code of its own, which is not run"),
+    (PHASE_1, texts(*["the same text"] * 500), [], "own=own.parquet: give only 1 different texts"),
+    (PHASE_1, texts(*["", " ", "\x00"] * 20), [], "give only 0 different texts that are not empty or too short"),
+    (PHASE_1, texts("one row"), [], "give only 1 different texts that are not empty or too short; expected at least 7"),
     (PHASE_1, None, ["--sources", "own=nowhere.parquet"], "own=nowhere.parquet: no such file"),
     (PHASE_1, None, ["--sources", "own"], "own: not a known source"),
     (PHASE_1, cut("own.parquet"), [], "own.parquet: cannot be read"),
@@ -158,6 +193,7 @@ CASES = [
         "seed: -1; use at least 0; validation_rows: 0; use at least 3",
     ),
     # Phase 2
+    (PHASE_2, own_code("init"), [], "--teacher_name_or_path init: brings code of its own, which is not run"),
     (PHASE_2, remove("init/config.json"), [], "--teacher_name_or_path init"),
     (PHASE_2, cut("init/model.safetensors"), [], "--teacher_name_or_path init: cannot be loaded"),
     (PHASE_2, spoil("init/model.safetensors"), [], "holds NaN or infinity, expected finite"),
@@ -166,6 +202,7 @@ CASES = [
     (PHASE_2, None, ["--num_attention_heads", "4"], "use 2 heads and hidden_size "),
     (PHASE_2, None, ["--init", "magic"], "magic"),
     # Phase 3
+    (PHASE_3, own_code("init"), [], "--model_name_or_path init: brings code of its own, which is not run"),
     (PHASE_3, remove("corpus"), [], "--train_file corpus: no such folder"),
     (PHASE_3, remove("corpus/validation-00000-of-00001.parquet"), [], "no validation-*.parquet in it"),
     (PHASE_3, cut("corpus/train-00000-of-00001.parquet"), [], "train-00000-of-00001.parquet: not a whole Parquet"),
@@ -184,6 +221,7 @@ CASES = [
     (PHASE_3, None, ["--per_device_eval_batch_size", "4"], "batches are counted in tokens here; use tokens_per_batch"),
     (PHASE_3, None, ["--resume_from_checkpoint", "x"], "resume_from_checkpoint: a killed run goes on by itself"),
     # Phase 4
+    (PHASE_4, own_code("small/teacher"), [], "--teacher_name_or_path small/teacher: brings code of its own"),
     (PHASE_4, None, ["--teacher_name_or_path", "nowhere"], "--teacher_name_or_path nowhere: no such folder here"),
     (PHASE_4, None, ["--embedding_dim", "25"], "embedding_dim: 25 is wider than the teacher's 24"),
     (PHASE_4, None, ["--embedding_dim", "24", "--pca_sample_size", "9"], "9 texts are too few for 24 directions"),
@@ -193,6 +231,8 @@ CASES = [
     (PHASE_4, shard("corpus", text=half_null), [], "is null in row 7"),
     (PHASE_4, no_rows("corpus", "train"), [], "its train split has 0 rows, expected at least 16"),
     # Phase 5
+    (PHASE_5, own_code("wide16/teacher"), [], "--teacher_name_or_path wide16/teacher: brings code of its own"),
+    (PHASE_5, own_code("init"), [], "--model_name_or_path init: brings code of its own, which is not run"),
     (PHASE_5, None, ["--eval_datasets", "nowhere.csv"], "nowhere.csv: no such"),
     (PHASE_5, remove("distil"), [], "--train_file distil: no such folder"),
     (PHASE_5, remove("wide16"), [], "--teacher_name_or_path wide16/teacher"),
@@ -218,7 +258,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("script", "change", "flags", "said"), CASES)
-def test_bad_input_is_one_line(whole, tmp_path, capsys, script, change, flags, said):
+def test_bad_input_is_one_line(whole, tmp_path, capsys, monkeypatch, script, change, flags, said):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # a yes on stdin must not run anybody's code
     folder = tmp_path / "work"
     shutil.copytree(whole, folder)
     if change is not None:
@@ -231,4 +272,61 @@ def test_bad_input_is_one_line(whole, tmp_path, capsys, script, change, flags, s
     assert result.stderr.splitlines()[-1] == line
     assert "Traceback" not in result.stderr
     assert not (folder / "out").exists()
+    assert not (folder / "was_run").exists()
     assert before == {path: path.read_bytes() for path in before}
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+@pytest.fixture
+def rights_count():
+    """Makes rights count for root too: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, bits 1 and 2."""
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    asked = (_Capabilities * 2)()
+    libc.capget(header, asked)
+    before = asked[0].effective
+    asked[0].effective &= ~0b110
+    libc.capset(header, asked)
+    yield
+    asked[0].effective = before
+    libc.capset(header, asked)
+
+
+DENIED = [
+    (PHASE_1, "own.parquet", [], "own.parquet"),
+    (PHASE_1, "texts.jsonl", ["--sources", "own=texts.jsonl"], "texts.jsonl"),
+    (PHASE_1, "corpus", ["--sources", "own=corpus"], "corpus"),
+    (PHASE_1, "init", [], "init"),
+    (PHASE_1, "init/tokenizer.json", [], "tokenizer.json"),
+    (PHASE_2, "init/config.json", [], "init"),
+    (PHASE_2, "init/model.safetensors", [], "init"),
+    (PHASE_3, "corpus/train-00000-of-00001.parquet", [], "corpus/train-00000-of-00001.parquet"),
+    (PHASE_3, "corpus", [], "corpus"),
+    (PHASE_3, "init", [], "init"),
+    (PHASE_4, "small/teacher/model.safetensors", [], "small/teacher"),
+    (PHASE_4, "small/teacher/modules.json", [], "small/teacher"),
+    (PHASE_5, "distil/validation-00000-of-00001.parquet", [], "distil/validation-00000-of-00001.parquet"),
+    *((script, None, ["--output_dir", "locked/out"], "locked") for script in SCRIPTS),
+]
+
+
+@pytest.mark.parametrize(("script", "unreadable", "flags", "named"), DENIED)
+def test_a_denied_permission_is_one_line(whole, tmp_path, capsys, rights_count, script, unreadable, flags, named):
+    folder = tmp_path / "work"
+    shutil.copytree(whole, folder)
+    (folder / "texts.jsonl").write_text('{"text": "a"}\n')
+    (folder / "locked").mkdir(mode=0o555)
+    if unreadable is not None:
+        (folder / unreadable).chmod(0)
+    result = run_in_process(script, folder, capsys, *FLAGS[script], "--output_dir", "out", *flags)
+    if unreadable is not None:
+        (folder / unreadable).chmod(0o755)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert named in line
+    assert "ermission denied" in line
+    assert not (folder / "out").exists()

@@ -7,6 +7,7 @@ import xxhash
 from helpers import tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_durable import WAYS, contents, spoil
 
 from modernbert_small.corpus import build as corpus
 from modernbert_small.corpus.build import merge, spill_source, write_splits
@@ -119,6 +120,53 @@ def test_a_source_half_read_is_begun_anew_and_a_whole_one_is_not(tmp_path, chunk
         raise AssertionError("read again")
 
     assert spill_source(Source("a", None, [unreadable]), folder, chunker, None, SEED) == counts
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["00000.arrow", "00001.arrow", "counts.json", "manifest.json"])
+def test_a_damaged_spill_is_named_and_its_source_is_read_again(tmp_path, chunker, monkeypatch, caplog, name, how):
+    monkeypatch.setattr(corpus, "_SPILL_BYTES", 100)
+    monkeypatch.setattr(corpus, "_BATCH_ROWS", 7)
+    sources = {name: [[("document", f"text {i} of {name}")] for i in range(14)] for name in ("a", "b")}
+    rows, *_ = build(tmp_path, sources, chunker)
+    before = contents(tmp_path / "spill")
+    spoil(tmp_path / "spill" / "b" / name, how)
+    read = []
+
+    def watched(source):
+        yield from (read.append(source) or row for row in sources[source])
+
+    again, *_ = build(tmp_path, {source: watched(source) for source in sources}, chunker)
+    assert set(read) == {"b"}
+    assert again == rows
+    assert contents(tmp_path / "spill") == before
+    (said,) = [message for message in caplog.messages if "is read again" in message]
+    assert said.startswith("b: ")
+    assert name in said
+
+
+def test_copies_in_masses_are_never_held_together(tmp_path, chunker, monkeypatch):
+    """All of them are in one bucket; the second pass holds one of them a file."""
+    monkeypatch.setattr(corpus, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(corpus, "_SPILL_BYTES", 1000)
+    held, first_of_equals = [], corpus._first_of_equals
+
+    def counted(table, duplicates):
+        held.append(table.num_rows)
+        return first_of_equals(table, duplicates)
+
+    monkeypatch.setattr(corpus, "_first_of_equals", counted)
+    sources = {
+        "a": [[("document", "the same text")]] * 5000 + [[("document", f"text {i}")] for i in range(300)],
+        "b": [[("query", "the same text")]] * 2000,
+    }
+    rows, _, counts, duplicates = build(tmp_path, sources, chunker)
+    files = len(list((tmp_path / "spill").rglob("*.arrow")))
+    assert files > 50
+    assert max(held) <= 100 + files
+    assert rows == reference(sources)
+    assert duplicates == {"a": 4999, "b": 2000}
+    assert counts["a"]["spilled"] == 5300
 
 
 @settings(deadline=None, max_examples=30)

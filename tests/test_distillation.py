@@ -1,21 +1,25 @@
 """Phase 5: labels against the Parquet, the loss in float64 and the alignment against a known rotation."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import SENTENCES, tiny_modernbert, tiny_tokenizer
-from sentence_transformers import SentenceTransformerTrainingArguments
+from helpers import SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.distil.trainer import DistillationTrainer
+from modernbert_small.evaluation import account
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import PackedSampler
 from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.packed.trainer import note_if_worse, worse_notice
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_mean_pooled
@@ -131,3 +135,107 @@ def test_batches_of_equal_lengths_that_alignment_met_are_trained_on(tmp_path, mo
     dataset = DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
     align(student, dataset, 64)
     assert np.isfinite(trainer(student, dataset, tmp_path / "out", max_steps=3).train().training_loss)
+
+
+FLAGS = (
+    *("--model_name_or_path", "mlm", "--teacher_name_or_path", "teacher", "--train_file", "distil"),
+    *("--output_dir", "out", "--eval_datasets", "evaluation", "--max_seq_length", "64", "--tokens_per_batch", "512"),
+    *("--max_steps", "3", "--report_to", "none"),
+)
+
+
+@pytest.fixture
+def phase5(tmp_path, capsys):
+    """Runs phase 5 on a tiny student, a teacher, its labels, and an evaluation set; more flags may be given."""
+    from test_retrieval import write_set
+
+    teacher = tiny_sentence_transformer(tmp_path, "bert", width=D)
+    tiny_modernbert(tmp_path / "mlm", teacher.tokenizer, hidden_size=D)
+    teacher.tokenizer.save_pretrained(tmp_path / "mlm")
+    texts = [" ".join(SENTENCES[i % 4].split()[: 1 + i % 9]) + f" {i}" for i in range(N)]
+    for split in ("train", "validation"):
+        write_data(tmp_path / "distil", unit_vectors(teacher.encode(texts)), texts, split)
+    write_set(tmp_path / "evaluation")
+    return lambda *flags: run_in_process("distil_train.py", tmp_path, capsys, *FLAGS, *flags)
+
+
+def test_a_failed_evaluation_loses_no_training(phase5, tmp_path, monkeypatch):
+    """The model is finished, with an account that says what failed, and can be compared afterwards."""
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(account, "account", fail)
+    result = phase5()
+    assert result.returncode == 0, result.stderr
+    assert "THE COMPARISON WITH THE TEACHER FAILED (RuntimeError: CUDA out of memory)" in result.stderr
+    assert "python -m modernbert_small.evaluate out teacher --datasets evaluation" in result.stderr
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["account"]["failed"] == "RuntimeError: CUDA out of memory"
+    assert record["inputs"]["eval_datasets evaluation"]["path"] == "evaluation"
+    assert "The comparison with the teacher failed: RuntimeError" in (tmp_path / "out/README.md").read_text()
+    assert SentenceTransformer(str(tmp_path / "out"), device="cpu").encode("a text").shape == (D,)
+
+
+def test_stopped_while_it_evaluates_phase_5_goes_on_with_what_was_trained(phase5, tmp_path, monkeypatch):
+    def stop(*arguments):
+        assert (tmp_path / "out.partial/model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(account, "account", stop)
+    assert phase5().returncode == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(DistillationTrainer, "training_step", lambda *given: pytest.fail("it was trained already"))
+    result = phase5()
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert (record["steps"], record["resumed"]) == (3, True)
+    assert record["account"]["retrieval"]
+
+
+def test_an_edited_evaluation_set_is_another_input(phase5, tmp_path):
+    from test_retrieval import write_set
+
+    assert phase5().returncode == 0
+    assert "nothing to do" in phase5().stderr
+    write_set(tmp_path / "evaluation", qrels=[("q1", "d2")])
+    result = phase5()
+    assert result.returncode == 2
+    assert "eval_datasets evaluation" in result.stderr
+
+
+def test_a_set_that_would_spoil_the_evaluation_is_refused_before_training(phase5, tmp_path):
+    rows = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0.5, float("nan")]}
+    pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
+    result = phase5("--eval_datasets", "pairs.parquet")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "error: --eval_datasets pairs.parquet: score is nan in row 1, expected a finite number"
+    )
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_model_that_ends_worse_than_it_began_says_so(phase5, tmp_path):
+    labels = unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))
+    for split in ("train", "validation"):
+        write_data(tmp_path / "distil", labels, split=split)
+    result = phase5("--learning_rate", "10", "--load_best_model_at_end", "false")
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    worse = record["ended_worse"]
+    assert worse["measure"] == "held-out cosine to the labels"
+    assert worse["ended"] == pytest.approx(record["heldout_similarity"], abs=1e-5)
+    assert worse["began"] == pytest.approx(max(record["alignment_similarity"].values()), abs=1e-5)
+    assert worse["ended"] < worse["began"]
+    assert "TRAINING MADE THE MODEL WORSE: its held-out cosine to the labels was" in result.stderr
+    assert "THE MODEL ENDED WORSE THAN IT BEGAN" in result.stderr.splitlines()[-1]
+
+
+def test_a_held_out_loss_that_rises_is_worse(caplog):
+    assert note_if_worse("held-out loss", 4.0, 3.9, greater_is_better=False) == {}
+    assert note_if_worse("cosine", 0.5, 0.5) == {}
+    worse = note_if_worse("held-out loss", 4.0, 7.5, greater_is_better=False)
+    assert worse == {"ended_worse": {"measure": "held-out loss", "began": 4.0, "ended": 7.5}}
+    assert "its held-out loss was 4.0000 at the beginning and is 7.5000" in caplog.text
+    assert worse_notice(worse).startswith("THE MODEL ENDED WORSE THAN IT BEGAN, held-out loss 4.0000 -> 7.5000")
+    assert worse_notice({}) == ""

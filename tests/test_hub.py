@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils._headers import get_token_to_send
+from transformers import TrainingArguments
 
 from modernbert_small.run import hub
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
+from modernbert_small.run.settings import parse_settings
 
 
 class FakeApi:
@@ -15,13 +18,10 @@ class FakeApi:
     calls: list = []  # noqa: RUF012, emptied by the fixture
     fails_at = None
 
-    def __init__(self, token=None):
-        self.token = token
-
     def create_repo(self, name, private=None, exist_ok=False):
         if self.fails_at == "create_repo":
             raise ValueError("401 Unauthorized")
-        self.calls.append(("create", name, private, self.token))
+        self.calls.append(("create", name, private))
         return SimpleNamespace(repo_id=f"me/{name}")
 
     def upload_folder(self, repo_id, folder_path, revision, commit_message, ignore_patterns):
@@ -44,7 +44,7 @@ def api(monkeypatch):
 
 
 def arguments(**changes):
-    settings = {"push_to_hub": True, "should_save": True, "output_dir": "out/model", "hub_token": "t"}
+    settings = {"push_to_hub": True, "should_save": True, "output_dir": "out/model"}
     settings |= dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"))
     return SimpleNamespace(**(settings | changes))
 
@@ -64,7 +64,7 @@ def test_only_what_a_user_loads_is_uploaded(api, tmp_path):
     args = arguments()
     upload = prepare_upload(args)
     assert args.push_to_hub is False
-    assert api.calls == [("create", "model", None, "t")]
+    assert api.calls == [("create", "model", None)]
     upload(str(tmp_path))
     assert api.calls[1] == ("upload", "me/model", sorted(kept))
 
@@ -85,3 +85,10 @@ def test_failures_say_what_to_do(api, monkeypatch):
     monkeypatch.setattr(api, "fails_at", "create_repo")
     with pytest.raises(UserError, match=r"did not open me/x \(ValueError: 401 Unauthorized\); log in"):
         prepare_upload(arguments(hub_model_id="me/x"))
+
+
+def test_the_token_of_the_flag_is_the_one_that_the_hubs_client_sends(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "another")
+    args = parse_settings(TrainingArguments, "pre_train", None, ["--hub_token", "hf_secret"])
+    assert args.hub_token is None
+    assert get_token_to_send(None) == "hf_secret"

@@ -1,13 +1,19 @@
-"""Labels against SentenceTransformer.encode, for packed and padded teachers, prompts and any budget."""
+"""Labels against SentenceTransformer.encode, for packed and padded teachers, prompts and any budget; damaged ones."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SENTENCES, tiny_sentence_transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from test_durable import WAYS, contents, spoil
 
+from modernbert_small.distil.labels import load_labels
+from modernbert_small.label import shards
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.label.sample import Sample
+from modernbert_small.label.shards import label_split
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
@@ -82,3 +88,86 @@ def test_texts_longer_than_the_teacher_reads_are_counted(tmp_path):
     rows = labeller.tokenize(texts, ["document"] * 4)
     assert labeller.truncated == 2
     assert [len(row) == 12 for row in rows] == [False, True, False, True]
+
+
+@pytest.fixture
+def label(tmp_path, monkeypatch):
+    """Labels a corpus of seven texts, three to a shard, into tmp_path / "distil"."""
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 3)
+    texts = [f"{text} {index}" for index, text in enumerate(TEXTS[:7])]
+    (tmp_path / "corpus").mkdir()
+    corpus = pa.table({"text": texts, "source": ["own"] * 7, "kind": ["query", *["document"] * 6]})
+    pq.write_table(corpus, tmp_path / "corpus" / "train-00000-of-00001.parquet")
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    (tmp_path / "distil").mkdir()
+
+    def call():
+        labeller = Labeller(teacher, CPU, 100, "auto")
+        label_split(str(tmp_path / "corpus"), "train", labeller, Sample.none(24), tmp_path / "distil")
+        return labeller.tokens
+
+    return call
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("index", range(3))
+def test_a_damaged_shard_is_named_and_made_again(label, tmp_path, caplog, index, how):
+    everything = label()
+    assert label() == 0
+    before = contents(tmp_path / "distil")
+    shard = tmp_path / "distil" / f"train-0000{index}-of-00003.parquet"
+    spoil(shard, how)
+    assert 0 < label() < everything
+    assert contents(tmp_path / "distil") == before
+    named = [message for message in caplog.messages if f"{shard} is damaged and is made again" in message]
+    assert len(named) == (how != "delete")
+
+
+@pytest.mark.parametrize("what", ["label", "sentence", "metadata"])
+def test_a_whole_shard_with_other_content_is_made_again(label, tmp_path, what):
+    label()
+    before = contents(tmp_path / "distil")
+    shard = tmp_path / "distil" / "train-00001-of-00003.parquet"
+    table = pq.read_table(shard)
+    if what == "metadata":
+        changed = table.replace_schema_metadata({"tokens": "9", "truncated_rows": "0"})
+    else:
+        place = table.schema.get_field_index(what)
+        changed = table.set_column(place, table.schema.field(what), table[what].take(pa.array([1, 0, 2])))
+    pq.write_table(changed, shard)
+    assert label() > 0
+    assert contents(tmp_path / "distil") == before
+
+
+@pytest.mark.parametrize("how", [*WAYS, "flip"])
+def test_a_damaged_sample_is_named_and_not_used(tmp_path, caplog, how):
+    path = tmp_path / "sample.npz"
+    vectors = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    Sample(np.arange(9), vectors).save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["sample.npz"]
+    np.testing.assert_array_equal(Sample.load(path, 4).vectors, vectors)
+    if how == "flip":
+        content = bytearray(path.read_bytes())
+        content[content.index(vectors.tobytes()) + 7] ^= 1
+        path.write_bytes(content)
+    else:
+        spoil(path, how)
+    assert Sample.load(path, 4).vectors.shape == (0, 4)
+    assert len([message for message in caplog.messages if f"{path} is damaged" in message]) == (how != "delete")
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["labels.npy", "manifest.json"])
+def test_a_damaged_copy_of_labels_is_named_and_made_again(tmp_path, caplog, name, how):
+    labels = np.eye(5, 8, dtype=np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), 8)
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"label": column}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    np.testing.assert_array_equal(load_labels(tmp_path / "data", "train"), labels)
+    (made,) = (path for path in (tmp_path / "data.tokens").iterdir() if path.is_dir())
+    before = contents(made)
+    spoil(made / name, how)
+    np.testing.assert_array_equal(load_labels(tmp_path / "data", "train"), labels)
+    assert contents(made) == before
+    (said,) = [message for message in caplog.messages if "is made again" in message]
+    assert name in said

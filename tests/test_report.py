@@ -124,6 +124,13 @@ def test_another_initialisation_than_was_asked_for_is_said(model, used, shown, n
     assert ("used in place of guide" in page.texts) is shown
 
 
+def test_a_model_that_ended_worse_is_said_first(model, no_plots):
+    worse = {"measure": "held-out similarity", "began": 0.71, "ended": -0.02}
+    edit(model, lambda record: record.update(ended_worse=worse))
+    said = "made the model worse: its held-out similarity was 0.7100 at the beginning and -0.0200"
+    assert said in write_report(str(model)).read_text()
+
+
 def test_a_set_that_was_left_out_is_named(model, no_plots):
     edit(model, lambda record: record["account"].update(left_out=["Hard"]))
     assert (

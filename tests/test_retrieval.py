@@ -51,16 +51,142 @@ def test_sentence_pairs(tmp_path):
     rows = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0.5, 1.0], "more": [1, 2]}
     pq.write_table(pa.table(rows), file)
     assert load_evaluation_sets(FLAG, [str(file)]) == ([], [PairSet("pairs", ["a", "c"], ["b", "d"], [0.5, 1.0])])
-    for scores, said in (([1, 1], "do not differ"), (["1", "2"], "expected two of strings and a number")):
+    for scores, said in (
+        ([1, 1], "do not differ"),
+        (["1", "2"], "column score holds string in all rows, expected numbers"),
+    ):
         pq.write_table(pa.table(rows | {"score": scores}), file)
         with pytest.raises(UserError, match=said):
             load_evaluation_sets(FLAG, [str(file)])
     pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "score": pa.array([None], pa.float64())}), file)
-    with pytest.raises(UserError, match="without nulls"):
+    with pytest.raises(UserError, match=r"pairs.parquet: score is null in row 0"):
         load_evaluation_sets(FLAG, [str(file)])
     file.write_text("sentence1,sentence2")
     with pytest.raises(UserError, match=r"pairs.parquet: expected Parquet with sentence1, sentence2, score"):
         load_evaluation_sets(FLAG, [str(file)])
+
+
+def test_scores_of_qrels_are_gains_and_0_is_not_relevant(tmp_path):
+    write_set(tmp_path)
+    rows = {"query-id": ["q1", "q1", "q2", "q2"], "corpus-id": ["d1", "d2", "d1", "d2"], "score": [2, 0, 1, -1]}
+    pq.write_table(pa.table(rows), tmp_path / "qrels/Toy-00000-of-00001.parquet")
+    ((toy,), _) = load_evaluation_sets(FLAG, [str(tmp_path)])
+    assert (toy.relevant, toy.gains) == ({"q1": {"d1"}, "q2": {"d1"}}, {("q1", "d1"): 2})
+
+
+def test_names_with_dashes_and_without_numbers(tmp_path):
+    """`wiki-en` and `wiki-de` are two sets; a set may have several numbered files, or one without a number."""
+    for name in ("wiki-en", "wiki-de"):
+        write_set(tmp_path, name)
+    for part in ("corpus", "queries", "qrels"):
+        (tmp_path / part / "wiki-de-00000-of-00001.parquet").rename(tmp_path / part / "wiki-de.parquet")
+    corpus = tmp_path / "corpus"
+    (corpus / "wiki-en-00000-of-00001.parquet").rename(corpus / "wiki-en-00000-of-00002.parquet")
+    pq.write_table(pa.table({"_id": ["d9"], "text": ["nine"]}), corpus / "wiki-en-00001-of-00002.parquet")
+    (german, english), _ = load_evaluation_sets(FLAG, [str(tmp_path)])
+    assert (german.name, list(german.corpus)) == ("wiki-de", ["d1", "d2"])
+    assert (english.name, list(english.corpus)) == ("wiki-en", ["d1", "d2", "d9"])
+    (corpus / "wiki-en-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="corpus: 1 of 2 files of wiki-en; copy the missing ones"):
+        load_evaluation_sets(FLAG, [str(tmp_path)])
+
+
+def test_sets_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        write_set(folder)
+        pq.write_table(
+            pa.table({"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0, 1]}), folder / "p.parquet"
+        )
+    sets, pairs = load_evaluation_sets(FLAG, [*map(str, folders), *(str(folder / "p.parquet") for folder in folders)])
+    assert [one.name for one in sets] == ["first/Toy", "second/Toy"]
+    assert [one.name for one in pairs] == ["first/p", "second/p"]
+    write_set(tmp_path / "other" / "first")
+    for again in (f"{folders[0]}/", tmp_path / "other" / "first"):
+        with pytest.raises(UserError, match="2 sets have the name first/Toy, expected a name for each"):
+            load_evaluation_sets(FLAG, [str(folders[0]), str(again)])
+
+
+BAD_PARTS = {
+    "null text": (
+        "corpus",
+        {"_id": ["d1", "d2"], "text": ["one", None]},
+        "corpus: text is null in row 1, expected a string",
+    ),
+    "whole numbers": (
+        "queries",
+        {"_id": ["q1"], "text": [7]},
+        "queries: column text holds int64 in all rows, expected st",
+    ),
+    "null id": ("corpus", {"_id": [None, "d1"], "text": ["a", "b"]}, "corpus: _id is null in row 0, expected an id"),
+    "id twice": (
+        "corpus",
+        {"_id": ["d1", "d2", "d1"], "text": ["a", "b", "c"]},
+        "corpus: row 2 repeats the id 'd1' with a",
+    ),
+    "null qrel": ("qrels", {"query-id": ["q1"], "corpus-id": [None]}, "qrels: column corpus-id holds null in all rows"),
+    "nan score": (
+        "qrels",
+        {"query-id": ["q1", "q2"], "corpus-id": ["d1", "d1"], "score": [1.0, float("nan")]},
+        "qrels: score is nan in row 1, expected a finite number",
+    ),
+    "text as score": (
+        "qrels",
+        {"query-id": ["q1"], "corpus-id": ["d1"], "score": ["1"]},
+        "qrels: column score holds string",
+    ),
+    "two scores": (
+        "qrels",
+        {"query-id": ["q1", "q1"], "corpus-id": ["d1", "d1"], "score": [1, 2]},
+        "qrels: row 1 gives query 'q1' and document 'd1' the score 2, but an earlier row 1; expected one score",
+    ),
+    "only 0": (
+        "qrels",
+        {"query-id": ["q1"], "corpus-id": ["d1"], "score": [0]},
+        "no query of Toy has a relevant document",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_what_would_spoil_an_evaluation_is_named_with_its_row(tmp_path, case):
+    part, columns, said = BAD_PARTS[case]
+    write_set(tmp_path)
+    pq.write_table(pa.table(columns), tmp_path / part / "Toy-00000-of-00001.parquet")
+    with pytest.raises(UserError) as refused:
+        load_evaluation_sets(FLAG, [str(tmp_path)])
+    assert str(refused.value).startswith(f"{FLAG} {tmp_path}: ")
+    assert said in str(refused.value)
+    assert "Toy" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_repeated_row_and_whole_numbers_as_ids_do_no_harm(tmp_path):
+    write_set(tmp_path)
+    pq.write_table(
+        pa.table({"_id": [1, 2, 1], "text": ["a", "b", "a"]}), tmp_path / "corpus/Toy-00000-of-00001.parquet"
+    )
+    qrels = pa.table({"query-id": ["q1", "q1"], "corpus-id": ["1", "1"]})
+    pq.write_table(qrels, tmp_path / "qrels/Toy-00000-of-00001.parquet")
+    ((toy,), _) = load_evaluation_sets(FLAG, [str(tmp_path)])
+    assert (toy.corpus, toy.relevant) == ({"1": "a", "2": "b"}, {"q1": {"1"}})
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"score": [0.1, float("nan")]}, "score is nan in row 1, expected a finite number"),
+        ({"score": [float("inf"), 0.1]}, "score is inf in row 0"),
+        ({"sentence2": ["b", None]}, "sentence2 is null in row 1, expected a string"),
+        ({"sentence1": [1, 2]}, "column sentence1 holds int64 in all rows"),
+        ({"sentence1": ["a", "a"], "sentence2": ["b", "b"]}, "all 2 rows hold the same two sentences"),
+    ],
+)
+def test_pairs_that_would_spoil_a_correlation_are_named_with_their_row(tmp_path, columns, said):
+    rows = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "score": [0.5, 1.0]} | columns
+    pq.write_table(pa.table(rows), tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match=rf"--eval_datasets .*pairs.parquet: {said}"):
+        load_evaluation_sets(FLAG, [str(tmp_path / "pairs.parquet")])
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from helpers import ROOT, SCRIPTS, load_script, run_in_process
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
+from modernbert_small.corpus.sources import source_locations
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.recipe import SECTIONS, read_recipe
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import declared_settings, parse_settings
+from modernbert_small.run.tables import aligned, markdown_table
 
 CLASSES = dict(
     zip(
@@ -121,6 +123,12 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
         ("- 1", "expected sections create_dataset,"),
         ("a: [", "not YAML"),
         (
+            "pre_train:\n  seed: 1\n  names: [a]\n  seed: 2",
+            "line 4: seed is here a second time; expected each key once",
+        ),
+        ("pre_train: {seed: 1}\npre_train: {names: [a]}", "line 2: pre_train is here a second time"),
+        ("pre_train: {[1]: 2}", "not YAML"),
+        (
             "init_model_mlm: {hidden_size: 256}\ncreate_distil_dataset: {embedding_dim: 384}",
             "init_model_mlm has hidden_size 256, create_distil_dataset embedding_dim 384; expected the same",
         ),
@@ -139,6 +147,7 @@ def test_a_bad_recipe_is_one_line_that_names_the_key(tmp_path, text, said):
     [
         (["--sed", "1"], "unknown setting '--sed'; did you mean 'seed'?"),
         (["--see", "1"], "unknown setting '--see'"),
+        (["--hub_tokn=hf_secret"], "unknown setting '--hub_tokn'"),
         (["--seed"], "expected one argument"),
         (["--config"], "--config"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
@@ -148,6 +157,7 @@ def test_a_bad_flag_is_one_line(flags, said):
     with pytest.raises(UserError) as error:
         parse(*flags)
     assert said in str(error.value)
+    assert "hf_secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +205,55 @@ def test_a_full_disk_is_one_line(write, tmp_path, capsys, handler):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "free some space, then go on with: python " in line
+
+
+@pytest.mark.parametrize("flag", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_the_command_to_go_on_with_holds_no_token(flag, capsys, handler, monkeypatch):
+    def main():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["script.py", *flag, "--seed", "1"])
+    with pytest.raises(SystemExit):
+        run_script(main)
+    said = capsys.readouterr().err
+    assert "hf_secret" not in said
+    assert said.replace("=", " ").endswith("script.py --hub_token $HF_TOKEN --seed 1\n")
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    name = "own\x1b[2J\n\u202e.jsonl"
+    (tmp_path / name).write_text('{"col\\u001b[31mumn": 1}')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "folder" / "b.\x1b[31m\x9b").touch()
+    for source, shown in (
+        (name, "error: own\\x1b[2J\\n\\u202e.jsonl: found columns col\\x1b[31mumn;"),
+        ("folder", "1 files of other kinds not read: .\\x1b[31m\\x9b"),
+    ):
+        flags = ["--sources", f"own={source}", "--tokenizer_name_or_path", "nowhere"]
+        said = run_in_process(SCRIPTS[0], tmp_path, capsys, *flags).stderr
+        assert shown in said
+        assert not {"\x1b", "\x9b", "\u202e"} & set(said)
+
+
+def test_tables_hold_no_control_characters():
+    rows = [["set", "score"], ["\x1b[31mred\x07", "1\n2"]]
+    assert aligned(rows) == "set              score\n\\x1b[31mred\\x07   1\\n2"
+    assert markdown_table(rows).splitlines()[-1] == "| \\x1b[31mred\\x07 | 1\\n2 |"
+
+
+@pytest.mark.parametrize("given", ["recipe", "flag"])
+def test_the_home_folder_is_found_without_a_shell(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "recipe.yaml").write_text("pre_train: {names: [~/a, b~]}")
+    flags = {"recipe": ["--config=~/recipe.yaml"], "flag": ["--names", "~/a", "b~"]}[given]
+    assert parse(*flags).names == [str(tmp_path / "home" / "a"), "b~"]
+
+
+def test_a_source_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert source_locations(["own=~/texts"]) == {"own": str(tmp_path / "texts")}
 
 
 def test_sigterm_ends_with_143(capsys, handler):

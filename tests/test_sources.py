@@ -124,6 +124,12 @@ def test_bad_columns_and_values_are_named(tmp_path, suffix, columns, message):
         ("latin.txt", "Käse".encode("latin-1"), "cannot be read: UnicodeDecodeError: 'utf-8' codec"),
         ("short.csv", b"query,positive\nonly one field\n", "row 1, column 'positive': null"),
         ("empty.jsonl", b"", "found columns none"),
+        (
+            "commas.csv",
+            b"text\nwhole\nHello, and this too\n",
+            "row 2: 2 cells, but the header has 1; texts with commas",
+        ),
+        ("many.csv", b"title,body\na,b\na,b,c,d\n", "row 2: 4 cells, but the header has 2"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, name, content, message):
@@ -162,3 +168,60 @@ def test_a_folder_without_readable_files_lists_what_it_has(tmp_path):
     (tmp_path / "notes.docx").touch()
     with pytest.raises(UserError, match=r"found \.docx in the folder; expected \.parquet, \.jsonl, \.csv, \.txt"):
         open_sources(source_locations([f"own={tmp_path}"]))
+
+
+def declare(folder, path):
+    """A folder whose README.md declares one split, as datasets on the hub do."""
+    folder.mkdir(exist_ok=True)
+    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": path}]}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        "../*.jsonl",
+        "data/../../secret.jsonl",
+        "{folder}/secret.jsonl",
+        "file://{folder}/secret.jsonl",
+        "https://example.org/secret.jsonl",
+        "zip://secret.jsonl::{folder}/secret.zip",
+        ["inside.jsonl", "../secret.jsonl"],
+    ],
+)
+def test_a_readme_does_not_reach_out_of_its_folder(tmp_path, reach):
+    write(tmp_path / "secret.jsonl", {"text": ["a secret"]})
+    write(tmp_path / "own/inside.jsonl", {"text": ["not a secret"]})
+    filled = [path.format(folder=tmp_path) for path in ([reach] if isinstance(reach, str) else reach)]
+    declare(tmp_path / "own", filled if isinstance(reach, list) else filled[0])
+    with pytest.raises(UserError, match=r"^--sources own=.*README\.md names files outside the folder \(.*secret|\.\./"):
+        read(f"own={tmp_path / 'own'}")
+    assert read(f"own={tmp_path / 'secret.jsonl'}") == [[(DOCUMENT, "a secret")]]  # named itself
+
+
+@pytest.mark.parametrize("has_readme", [True, False])
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_links_do_not_lead_out_of_a_folder(tmp_path, has_readme, is_folder):
+    write(tmp_path / "secret/a.jsonl", {"text": ["a secret"]})
+    write(tmp_path / "own/inside.jsonl", {"text": ["not a secret"]})
+    place = tmp_path / ("own/linked" if is_folder else "own/linked.jsonl")
+    place.symlink_to(tmp_path / ("secret" if is_folder else "secret/a.jsonl"))
+    if has_readme:
+        declare(tmp_path / "own", "linked/*.jsonl" if is_folder else "linked.jsonl")
+    if is_folder and not has_readme:  # folders that are links are not entered
+        assert read(f"own={tmp_path / 'own'}") == [[(DOCUMENT, "not a secret")]]
+        return
+    with pytest.raises(UserError, match=r"^--sources own=.* leads to .*secret/a\.jsonl, outside this folder"):
+        read(f"own={tmp_path / 'own'}")
+
+
+def test_links_within_a_folder_and_within_the_hubs_cache_are_followed(tmp_path):
+    repository = tmp_path / "datasets--me--own"
+    blob = write(repository / "blobs/0123.jsonl", {"text": ["a"]})
+    snapshot = repository / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "data.jsonl").symlink_to(blob)
+    (snapshot / "again.jsonl").symlink_to("data.jsonl")
+    assert read(f"own={snapshot}") == [[(DOCUMENT, "a")]] * 2
+    (tmp_path / "link").symlink_to(snapshot)
+    assert read(f"own={tmp_path / 'link'}") == [[(DOCUMENT, "a")]] * 2

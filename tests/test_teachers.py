@@ -610,3 +610,14 @@ def test_students_of_phase_3(tmp_path, tokenizers, run, form):
     assert before.keys() == after.keys()
     moved = [name for name in before if not torch.equal(before[name].float(), after[name])]
     assert len(moved) > len(before) // 2
+
+
+def test_a_token_is_in_no_file_and_no_line(tmp_path, tokenizers, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "another")
+    write_student(tmp_path / "student", tokenizers, "float32")
+    result = run(PHASE_3, *TRAINING, "--save_steps", "3", "--eval_steps", "3", "--hub_token", "hf_secret")
+    assert result.returncode == 0, result.stderr
+    assert "hf_secret" not in result.stdout + result.stderr
+    assert (tmp_path / "trained/checkpoint-3/training_args.bin").exists()
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"hf_secret" not in file.read_bytes(), file

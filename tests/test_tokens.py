@@ -7,8 +7,9 @@ import pytest
 from helpers import SENTENCES, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_durable import WAYS, contents, spoil
 
-from modernbert_small.packed.tokens import text_tokenizer, tokenize_split
+from modernbert_small.packed.tokens import cache_folder, text_tokenizer, tokenize_split
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import read_table, split_files
 
@@ -66,6 +67,30 @@ def test_a_store_is_found_again_until_text_tokenizer_or_length_change(tokenizer,
     assert sum(path.is_dir() for path in stores.iterdir()) == 4
 
 
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy", "counts.json", "manifest.json"])
+def test_a_damaged_store_is_named_and_made_again(tokenizer, tmp_path, caplog, name, how):
+    data = write(tmp_path / "data", SENTENCES)
+    tokenize_split(data, "train", "text", tokenizer, 64)
+    (made,) = (path for path in (tmp_path / "data.tokens").iterdir() if path.is_dir())
+    before = contents(made)
+    spoil(made / name, how)
+    store = tokenize_split(data, "train", "text", tokenizer, 64)
+    assert contents(made) == before
+    assert store.gather(np.array([0]))[0].tolist() == tokenizer(SENTENCES[0])["input_ids"]
+    (said,) = [message for message in caplog.messages if "is made again" in message]
+    assert name in said
+
+
+def test_a_store_of_before_the_manifest_is_made_again(tokenizer, tmp_path):
+    data = write(tmp_path / "data", SENTENCES)
+    tokenize_split(data, "train", "text", tokenizer, 64)
+    (made,) = (path for path in (tmp_path / "data.tokens").iterdir() if path.is_dir())
+    (made / "manifest.json").unlink()
+    assert len(tokenize_split(data, "train", "text", tokenizer, 64)) == len(SENTENCES)
+    assert (made / "manifest.json").exists()
+
+
 def test_bad_data_is_refused_with_its_place(tokenizer, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         split_files("nowhere", "train")
@@ -86,3 +111,12 @@ def test_bad_data_is_refused_with_its_place(tokenizer, tmp_path):
         split_files(data, "train")
     with pytest.raises(UserError, match="no rows"):
         tokenize_split(write(tmp_path / "none", []), "train", "text", tokenizer, 64)
+
+
+def test_data_that_cannot_be_written_beside_is_cached_for_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder(tmp_path / "data") == tmp_path / "data.tokens"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    cached = cache_folder(tmp_path / "data")
+    assert cached.parent == tmp_path / "cache" / "modernbert-small"
+    assert cached != cache_folder(tmp_path / "other" / "data"), "one cache for each data folder"

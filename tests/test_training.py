@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import SENTENCES, load_script, tiny_modernbert, tiny_tokenizer
 from safetensors.torch import load_file
+from test_durable import WAYS, spoil
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from modernbert_small.packed import trainer as training
@@ -105,6 +106,88 @@ def test_killed_and_resumed_equals_undisturbed(phase3, tmp_path):
     assert records[0]["padding_share"] == 0
     assert records[0]["train_tokens_per_second"] > 0
     assert not partial.exists()
+
+
+def test_every_damaged_file_makes_the_checkpoint_before_be_used(phase3, tmp_path, caplog):
+    whole = phase3("whole")
+    with pytest.raises(KilledError):
+        phase3("stopped", 10)
+    partial = tmp_path / "stopped.partial"
+    kept = tmp_path / "kept"
+    shutil.copytree(partial / "checkpoint-8", kept)
+    names = sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "manifest.json"} <= set(names)
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-8")
+    for name in names:
+        for how in WAYS:
+            shutil.rmtree(partial / "checkpoint-8")
+            shutil.copytree(kept, partial / "checkpoint-8")
+            caplog.clear()
+            spoil(partial / "checkpoint-8" / name, how)
+            # Without a manifest it is a checkpoint of before there were any.
+            expected = 8 if (name, how) == ("manifest.json", "delete") else 4
+            assert last_whole_checkpoint(partial) == str(partial / f"checkpoint-{expected}"), (name, how)
+            stem = "random numbers" if (name, how) == ("rng_state.pth", "delete") else name
+            assert len([message for message in caplog.messages if stem in message]) == 1, (name, how)
+    shutil.rmtree(partial / "checkpoint-8")
+    shutil.copytree(kept, partial / "checkpoint-8")
+    (partial / "checkpoint-8" / "optimizer.pt").unlink()
+    assert_equal_weights(whole, phase3("stopped"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_of_before_manifests_needs_all_states(phase3, tmp_path, name):
+    with pytest.raises(KilledError):
+        phase3("stopped", 10)
+    partial = tmp_path / "stopped.partial"
+    for checkpoint in partial.glob("checkpoint-*"):
+        (checkpoint / "manifest.json").unlink()
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-8")
+    (partial / "checkpoint-8" / name).unlink()
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
+
+
+def test_with_all_checkpoints_damaged_training_begins_anew(phase3, tmp_path):
+    whole = phase3("whole")
+    with pytest.raises(KilledError):
+        phase3("stopped", 10)
+    for checkpoint in (tmp_path / "stopped.partial").glob("checkpoint-*"):
+        spoil(checkpoint / "model.safetensors", "zero")
+    began = []
+    begin = on("on_train_begin", lambda state, others: began.append(state.global_step))
+    assert_equal_weights(whole, phase3("stopped", callback=begin))
+    assert began == [0]
+
+
+def test_a_damaged_checkpoint_of_a_later_step_does_not_displace_a_whole_one(phase3, tmp_path):
+    """With one checkpoint to keep, the damaged one would be kept as the newest."""
+    flags = ["--save_total_limit", "1", "--save_steps", "3"]
+    with pytest.raises(KilledError):
+        phase3("stopped", 10, *flags)
+    partial = tmp_path / "stopped.partial"
+    shutil.copytree(partial / "checkpoint-9", partial / "checkpoint-11")
+    spoil(partial / "checkpoint-9" / "optimizer.pt", "zero")
+    spoil(partial / "checkpoint-11" / "optimizer.pt", "zero")
+    with pytest.raises(KilledError):
+        phase3("stopped", 4, *flags)
+    assert [path.name for path in partial.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert last_whole_checkpoint(partial) == str(partial / "checkpoint-3")
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_damaged_best_checkpoint_is_not_what_training_ends_with(phase3, tmp_path, caplog, how):
+    worse = on("on_evaluate", lambda state, others: others["metrics"].update(eval_loss=float(state.global_step)))
+    worse.on_step_end = lambda args, state, control, **others: kill() if state.global_step == killed else None
+    flags = ["--eval_steps", "4", "--load_best_model_at_end", "true", "--metric_for_best_model", "loss"]
+    killed = 0
+    whole = phase3("whole", None, *flags, callback=worse)
+    killed = 10
+    with pytest.raises(KilledError):
+        phase3("stopped", None, *flags, callback=worse)
+    killed = 0
+    spoil(tmp_path / "stopped.partial" / "checkpoint-4" / "model.safetensors", how)
+    assert_equal_weights(whole, phase3("stopped", None, *flags, callback=worse))
+    assert "checkpoint-8 is not whole and is not used: checkpoint-4, the best so far: model.safetensors" in caplog.text
 
 
 def test_killed_at_every_point_of_a_checkpoint(phase3, tmp_path, monkeypatch):

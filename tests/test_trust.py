@@ -95,7 +95,8 @@ def test_nothing_pickled_is_read_and_no_remote_code_is_run():
         # transformers asks on the terminal what it was not told.
         if name.endswith(".from_pretrained"):
             assert "trust_remote_code" in keywords, where
-        if name.endswith(("SentenceTransformer", "Transformer")) and "modules" not in keywords:
-            assert "trust_remote_code" in f"{keywords}", where
+        if name == "Transformer":
+            for argument in ("model_kwargs", "processor_kwargs", "config_kwargs"):
+                assert "'trust_remote_code': False" in keywords.get(argument, ""), where
         if name.endswith(("Model.from_pretrained", "ForMaskedLM.from_pretrained")):
             assert keywords.get("use_safetensors") == "True", where

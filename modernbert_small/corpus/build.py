@@ -2,7 +2,8 @@
 
 The corpus is built in two passes. The first pass cleans each source and writes its texts to temporary files, sorted
 by a seeded 64-bit hash of the text. The range of the hash is divided into 256 buckets. The second pass reads one bucket
-at a time from all these files, drops equal texts, which are in the same bucket, and sorts the rest by the hash.
+at a time from all these files, drops equal texts, which are in the same bucket, and sorts the rest by the hash. It
+drops them first within each file, so that a text that occurs very often does not fill the memory.
 
 A seeded hash puts each text at a random place. So the buckets one after another are a uniform shuffle of the whole
 corpus, and its first rows, the validation split, are a uniform sample. The order depends only on seed and texts.
@@ -28,6 +29,8 @@ import xxhash
 
 from modernbert_small.corpus.sources import Row, Source
 from modernbert_small.corpus.text import Chunker, is_trivial, normalise
+from modernbert_small.run.durable import sync_tree
+from modernbert_small.run.manifest import damage, write_manifest
 from modernbert_small.run.prefetch import ahead
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import RowStream
@@ -45,13 +48,14 @@ _BATCH_CHARACTERS = 4_000_000
 _ROWS_PER_GROUP = 10_000
 _ROWS_PER_SHARD = 250_000
 _ROWS_PER_MESSAGE = 100_000
+_COUNTS = "counts.json"
 _COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled", "skipped_files")
 
 
 def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int | None, seed: int) -> dict[str, int]:
     """First pass over one source: clean, chunk, hash, write to `folder`.
 
-    A folder with its counts is complete and not made again; one without is begun anew.
+    A folder that agrees with its manifest is complete and not made again; another one is begun anew.
 
     Returns:
         Counts: rows, texts, empty, too_short, split_texts, chunks (that split texts became), spilled and
@@ -60,11 +64,14 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
     Raises:
         UserError: the source has a bad row.
     """
-    marker = folder / "counts.json"
-    if marker.exists():
-        logger.info("%s: read completely by the interrupted run", source.name)
-        return json.loads(marker.read_text(encoding="utf-8"))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        if not (found := damage(folder)):
+            logger.info("%s: read completely by the interrupted run", source.name)
+            return json.loads((folder / _COUNTS).read_text(encoding="utf-8"))
+        logger.warning(
+            "%s: its texts in %s are not whole, so it is read again: %s", source.name, folder, "; ".join(found)
+        )
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     counts = Counter(dict.fromkeys(_COUNTED, 0))
     pending: list[pa.Table] = []
@@ -79,7 +86,9 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
         _write_sorted(folder / f"{files:05d}.arrow", pending)
     logger.info("%s: %s texts of %s rows", source.name, f"{counts['spilled']:,}", f"{counts['rows']:,}")
     counts["skipped_files"] = len(source.skipped_files)
-    write_json(marker, counts)
+    write_json(folder / _COUNTS, counts)
+    sync_tree(folder)
+    write_manifest(folder)
     return dict(counts)
 
 
@@ -104,7 +113,7 @@ def merge(folders: Mapping[str, Path], duplicates: Counter[str]) -> Iterator[pa.
     """
     for bucket in range(_BUCKETS):
         tables = [
-            _read_bucket(path, bucket, source)
+            _without_repeats(_read_bucket(path, bucket, source), duplicates)
             for source, folder in folders.items()
             for path in sorted(folder.glob("*.arrow"))
         ]
@@ -214,16 +223,34 @@ def _read_bucket(path: Path, bucket: int, source: str) -> pa.Table:
     return pa.table(batch).append_column("source", pa.repeat(pa.scalar(source), batch.num_rows))
 
 
+def _without_repeats(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
+    """The rows of one bucket in one file, of equal texts the first alone.
+
+    All copies of a text are in one bucket. Since they are dropped file by file, masses of them are never in memory
+    together.
+    """
+    hashes = table["hash"].to_numpy()
+    if len(np.unique(hashes)) == len(hashes):
+        return table
+    return _first_of_equals(table, duplicates)
+
+
 def _deduplicated(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
+    """The rows of one bucket as the corpus has them: sorted by hash, the first of equal texts alone."""
+    return _first_of_equals(table, duplicates).select(SCHEMA.names).cast(SCHEMA)
+
+
+def _first_of_equals(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
     """Sort by hash and keep the first of equal texts, which are neighbours then."""
-    table = table.append_column("position", pa.array(np.arange(table.num_rows)))
-    table = table.sort_by([("hash", "ascending"), ("text", "ascending"), ("position", "ascending")])
+    positions = table.append_column("position", pa.array(np.arange(table.num_rows)))
+    positions = positions.sort_by([("hash", "ascending"), ("text", "ascending"), ("position", "ascending")])
+    rows = positions.drop_columns("position")
     # Texts are compared, not hashes alone.
-    repeats = pc.equal(table["text"][1:], table["text"][:-1])
-    first = pa.chunked_array([[True], *pc.invert(repeats).chunks]) if table.num_rows else pa.array([], pa.bool_())
-    for dropped in table["source"].filter(pc.invert(first)).value_counts().to_pylist():
+    repeats = pc.equal(rows["text"][1:], rows["text"][:-1])
+    first = pa.chunked_array([[True], *pc.invert(repeats).chunks]) if rows.num_rows else pa.array([], pa.bool_())
+    for dropped in rows["source"].filter(pc.invert(first)).value_counts().to_pylist():
         duplicates[dropped["values"]] += dropped["counts"]
-    return table.filter(first).select(SCHEMA.names).cast(SCHEMA)
+    return rows.filter(first)
 
 
 def _write_shard(stream: RowStream, path: Path, max_rows: int) -> int:

@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def find_files(name: str, path: Path) -> list[Path]:
         path: a file or a folder. Files in hidden folders are left out, others of unknown kinds are logged.
 
     Raises:
-        UserError: there is no file of a known kind.
+        UserError: there is no file of a known kind, or a symbolic link leads out of the folder.
     """
     expected = f"expected {', '.join(READERS)}"
     if path.is_file():
@@ -52,9 +52,29 @@ def find_files(name: str, path: Path) -> list[Path]:
     others = sorted({file.suffix or file.name for file in visible if file not in set(files)})
     if not files:
         raise UserError(f"--sources {name}={path}: found {', '.join(others) or 'no files'} in the folder; {expected}")
+    require_inside(name, path, files)
     if others:
         logger.info("%s: %d files of other kinds not read: %s", name, len(visible) - len(files), ", ".join(others))
     return files
+
+
+def require_inside(name: str, folder: Path, files: Iterable[Path]) -> None:
+    """Refuse files outside a source's folder, which nobody named and which its hash does not cover.
+
+    A snapshot in the hub's cache consists of links to the repository's `blobs`, which belong to it.
+
+    Raises:
+        UserError: with the first such file.
+    """
+    top = folder.resolve()
+    if top.parent.name == "snapshots":
+        top = top.parents[1]
+    for file in files:
+        if not file.resolve().is_relative_to(top):
+            raise UserError(
+                f"--sources {name}={folder}: {file} leads to {file.resolve()}, outside this folder; expected only "
+                "files in it: name the other place as a source of its own"
+            )
 
 
 def open_file(path: Path) -> Table:
@@ -96,10 +116,19 @@ def _open_csv(path: Path) -> Table:
 
     def values(wanted: Sequence[str], _seed: int | None) -> Values:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from (tuple(map(row.get, wanted)) for row in csv.DictReader(stream, strict=True))
+            reader = csv.DictReader(stream, strict=True)
+            for number, row in enumerate(reader, 1):
+                if None in row:  # where DictReader puts cells beyond the header's
+                    cells = len(row) - 1 + len(row[None])
+                    raise UserError(
+                        f"{path}: row {number}: {cells} cells, but the header has {len(columns)}; texts with commas "
+                        'must stand in quotes: "one, two"'
+                    )
+                yield tuple(map(row.get, wanted))
 
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        return Table(next(csv.reader(stream, strict=True), []), values)
+        columns = next(csv.reader(stream, strict=True), [])
+    return Table(columns, values)
 
 
 def _open_txt(path: Path) -> Table:

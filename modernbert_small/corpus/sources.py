@@ -22,7 +22,15 @@ from datasets import load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
-from modernbert_small.corpus.files import READERS, ROWS_PER_READ, Table, Values, find_files, open_file
+from modernbert_small.corpus.files import (
+    READERS,
+    ROWS_PER_READ,
+    Table,
+    Values,
+    find_files,
+    open_file,
+    require_inside,
+)
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 
@@ -146,7 +154,14 @@ def _open_source(name: str, location: str | None) -> Source:
         source.parts = [partial(_docstring_rows, path, source.skipped_files) for path in python_files()]
         return source
     path = Path(location)
-    if path.exists() and not _has_hub_layout(path):
+    configs = _hub_configs(path)
+    for pattern in _strings(configs):
+        if "://" in pattern or "::" in pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
+            raise UserError(
+                f"--sources {name}={location}: its README.md names files outside the folder ({pattern}); expected only "
+                "files in it: name the other place as a source of its own"
+            )
+    if path.exists() and configs is None:
         files = find_files(name, path)
         return Source(name, location, [_open_part(str(file), partial(open_file, file)) for file in files])
     if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in READERS):
@@ -223,26 +238,39 @@ def _docstring_rows(path: Path, skipped: list[Path], _seed: int | None) -> Itera
         yield [(kind, text) for kind, text in ((QUERY, summary), (DOCUMENT, body)) if text]
 
 
-def _has_hub_layout(path: Path) -> bool:
-    """Whether a folder's README.md declares `configs:`, as datasets on the hub do."""
+def _hub_configs(path: Path) -> object:
+    """What a folder's README.md declares as `configs:`, as datasets on the hub do; None if it declares nothing."""
     readme = path / "README.md"
     if not readme.is_file():
-        return False
+        return None
     front_matter = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        return bool(front_matter) and "configs" in (yaml.safe_load(front_matter[1]) or {})  # type: ignore[index]
+        declared = yaml.safe_load(front_matter[1]) if front_matter else None
     except yaml.YAMLError:
-        return False
+        return None
+    return declared.get("configs") if isinstance(declared, dict) else None
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All strings in nested lists and mappings, such as the patterns of `configs:`."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _open_dataset(name: str, location: str, config: str | None) -> Table:
     """A dataset on the hub, or a local folder laid out like one, streamed.
 
     Raises:
-        UserError: it cannot be reached or has no such config or no split `train`.
+        UserError: it cannot be reached, has no such config or no split `train`, or has files outside its folder.
     """
     try:
         builder = load_dataset_builder(location, config)
+        if Path(location).exists():
+            files = chain.from_iterable((builder.config.data_files or {}).values())
+            require_inside(name, Path(location), map(Path, files))
         dataset = builder.as_streaming_dataset(split="train")
         columns = dataset.column_names or list(next(iter(dataset), {}))
     except Exception as error:  # datasets and the hub's client raise many kinds

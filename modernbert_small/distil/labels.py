@@ -19,11 +19,12 @@ from modernbert_small.run.content import content_hash
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import count_rows, read_table, split_files
 
+_LABELS = "labels.npy"
 _LENGTH_TOLERANCE = 0.01  # float16 moves the length of a unit vector by less than 0.001
 
 
 def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
-    """Memory-map the labels of one split, from a copy that lies beside the data and is made when it is missing.
+    """Memory-map the labels of one split, from a copy beside the data, which is made if it is missing or damaged.
 
     Args:
         data: folder of Parquet shards with a column `label`.
@@ -37,11 +38,11 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
     """
     files = split_files(data, split)
     key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)).encode())
-    path = cache_folder(data) / f"{split}-labels-{key}.npy"
-    with made_once(path) as is_missing:
-        if is_missing:
-            _write_labels(path, files)
-    return np.load(path, mmap_mode="r")
+    folder = cache_folder(data) / f"{split}-labels-{key}"
+    with made_once(folder) as partial:
+        if partial is not None:
+            _write_labels(partial / _LABELS, files)
+    return np.load(folder / _LABELS, mmap_mode="r")
 
 
 def _write_labels(path: Path, files: list[Path]) -> None:
@@ -50,8 +51,7 @@ def _write_labels(path: Path, files: list[Path]) -> None:
     They are written as a stream and not through a memory map, which on a full disk ends the process without an error.
     """
     width = None
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with path.open("wb") as stream:
         for block in _checked_labels(files):
             if width is None:
                 width = block.shape[1]
@@ -60,7 +60,6 @@ def _write_labels(path: Path, files: list[Path]) -> None:
             stream.write(block.astype("<f2").tobytes())
     if width is None:
         raise UserError(f"{files[0].parent}: found no rows, expected labels; make them with create_distil_dataset.py")
-    partial.replace(path)
 
 
 def _checked_labels(files: list[Path]) -> Iterator[NDArray[np.floating]]:

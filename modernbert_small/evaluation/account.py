@@ -6,6 +6,7 @@ quantised vectors. Measured are nDCG@10, also as a share of the teacher's, Spear
 size, and speed on this machine.
 """
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small.evaluation.embedder import Embedder, Vectors
-from modernbert_small.evaluation.metrics import FloatArray, mean_ratio_interval, ndcg_at_10, store_scores
+from modernbert_small.evaluation.metrics import FloatArray, Gains, mean_ratio_interval, ndcg_at_10, store_scores
 from modernbert_small.evaluation.searches import Search, sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 from modernbert_small.evaluation.systems import (
@@ -37,11 +38,22 @@ from modernbert_small.evaluation.systems import (
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.tables import markdown_table
 
-__all__ = ["WIDTHS", "account", "format_account", "is_reduced_teacher"]
+__all__ = ["WIDTHS", "account", "account_after_training", "format_account", "is_reduced_teacher"]
 
 logger = logging.getLogger(__name__)
 
 SEARCHES = 5  # queries, of all sets together, whose first results are kept
+
+# An account without a measurement.
+_EMPTY: dict[str, Any] = {
+    "retrieval": [],
+    "grid": {},
+    "searches": [],
+    "left_out": [],
+    "queries": {},
+    "pairs": [],
+    "cost": {},
+}
 
 # nDCG@10 of each query (Q,), by system, then by set.
 QueryScores = dict[str, dict[str, NDArray[np.float64]]]
@@ -106,11 +118,11 @@ def _retrieval(
     searches: list[Search] = []
     left_out: list[str] = []
     for dataset in retrieval_sets:
-        relevant = _relevant_columns(dataset)
+        gains = _gains(dataset)
         T = _embed_set(embedders, TEACHER, dataset)
         projected = None if projection is None else project(T, projection)
         scores = teacher_scores(T, projected)
-        teachers_mean = float(ndcg_at_10(scores[TEACHER], relevant).mean())
+        teachers_mean = float(ndcg_at_10(scores[TEACHER], gains).mean())
         if teachers_mean == 0:
             _refuse_or_warn(dataset, flag)
             left_out.append(dataset.name)
@@ -118,13 +130,13 @@ def _retrieval(
         if STUDENT in embedders:
             S = _embed_set(embedders, STUDENT, dataset)
             scores |= student_scores(S, projected or T)
-            for store, score in store_scores(*S, relevant, truncated_widths(S[0].shape[1])).items():
+            for store, score in store_scores(*S, gains, truncated_widths(S[0].shape[1])).items():
                 shares.setdefault(store, []).append(score / teachers_mean)
             count = min(math.ceil(SEARCHES / len(retrieval_sets)), SEARCHES - len(searches))
             shown = {TEACHER: scores.get(PROJECTED, scores[TEACHER]), STUDENT: scores[STUDENT]}
-            searches += sample_searches(dataset, shown, relevant, count)
+            searches += sample_searches(dataset, shown, gains, count)
         for system, matrix in scores.items():
-            per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(matrix, relevant)
+            per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(matrix, gains)
         logger.info("%s: %d queries, %d documents", dataset.name, len(dataset.queries), len(dataset.corpus))
     return {
         "retrieval": [_row(system, by_set, per_query[TEACHER]) for system, by_set in per_query.items()],
@@ -134,10 +146,13 @@ def _retrieval(
     }
 
 
-def _relevant_columns(dataset: RetrievalSet) -> list[list[int]]:
-    """For each query the positions of its relevant documents in the corpus."""
+def _gains(dataset: RetrievalSet) -> list[Gains]:
+    """For each query the gains of its relevant documents, by their positions in the corpus."""
     column = {document: index for index, document in enumerate(dataset.corpus)}
-    return [sorted(column[document] for document in dataset.relevant[query]) for query in dataset.queries]
+    return [
+        {column[document]: dataset.gains.get((query, document), 1.0) for document in dataset.relevant[query]}
+        for query in dataset.queries
+    ]
 
 
 def _embed_set(embedders: Mapping[str, Embedder], name: str, dataset: RetrievalSet) -> VectorPair:
@@ -206,14 +221,61 @@ def _pairs(
         T = vectors[TEACHER]
         projected = None if projection is None else project(T, projection)
         for system, cosines in pair_scores(T, projected, vectors.get(STUDENT)).items():
-            correlation = float(spearmanr(cosines, pair_set.scores)[0])
+            correlation = _spearman(f"{pair_set.name}, {system}", cosines, pair_set.scores)
             by_system.setdefault(system, {})[pair_set.name] = round(correlation, 4)
     return [{"system": system, "scores": scores} for system, scores in by_system.items()]
+
+
+def _spearman(what: str, cosines: FloatArray, scores: Sequence[float]) -> float:
+    """Spearman's correlation, which is 0 with a warning if the cosines (N,) are all equal: they then rank no pair."""
+    if np.ptp(cosines) == 0:
+        logger.warning("%s: all %d cosines are equal, so the correlation is counted as 0", what, len(cosines))
+        return 0.0
+    return float(spearmanr(cosines, scores)[0])
+
+
+def account_after_training(
+    student: SentenceTransformer,
+    teacher: SentenceTransformer,
+    is_reduced: bool,
+    retrieval_sets: Sequence[RetrievalSet],
+    pair_sets: Sequence[PairSet],
+    again: str,
+) -> dict[str, Any]:
+    """The same as `account`, but an error is logged and not raised, so that a finished training is not lost.
+
+    Args:
+        student: the trained model.
+        teacher: see `account`.
+        is_reduced: see `account`.
+        retrieval_sets: see `account`.
+        pair_sets: see `account`.
+        again: the command that makes the comparison again, for the log.
+
+    Returns:
+        The account. If it cannot be made, its parts are empty, and `failed` says why.
+    """
+    try:
+        record = account(student, teacher, is_reduced, retrieval_sets, pair_sets)
+        json.dumps(record, allow_nan=False)  # run.json could not hold a number that is not finite
+    except Exception as error:  # whatever it is, the model is finished without it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.error(
+            "THE COMPARISON WITH THE TEACHER FAILED (%s); the trained model is kept and finished without it; "
+            "compare again with: %s",
+            reason,
+            again,
+            exc_info=not isinstance(error, UserError),
+        )
+        return _EMPTY | {"failed": reason}
+    return record
 
 
 def format_account(record: Mapping[str, Any]) -> str:
     """An account in Markdown: nDCG@10 of each system, the sets that were left out, Spearman, MTEB, cost."""
     blocks = []
+    if reason := record.get("failed"):
+        blocks.append(f"The comparison with the teacher failed: {reason}")
     if record["retrieval"]:
         blocks.append(_retrieval_table(record["retrieval"]))
     if left_out := record.get("left_out"):

@@ -4,7 +4,7 @@ Q: queries. N: documents. D: width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from modernbert_small.algebra import unit_vectors
 
 FloatArray = NDArray[np.floating]
+Gains = Mapping[int, float]  # of a query: above 0, by the column of the relevant document
 BOOTSTRAP_SAMPLES = 2000
 PRECISIONS = ("float32", "int8", "binary")
+RESCORED = 40  # documents of a search that are ordered again by their float32 vectors
 
 
 def perplexity(loss: float) -> float:
@@ -21,23 +23,42 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 50))
 
 
-def ndcg_at_10(scores: FloatArray, relevant: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """NDCG@10 of each query, with binary relevance and logarithmic discount.
+def ndcg_at_10(scores: FloatArray, gains: Sequence[Gains]) -> NDArray[np.float64]:
+    """NDCG@10 of each query, as it is expected when documents with equal scores are ordered at random.
+
+    The gain of a document is its relevance itself (linear gains), and the discount of a rank is log2(rank + 1), as in
+    trec_eval and sentence-transformers. Binary and int8 scores have many ties. Any one order of them would be luck, so
+    every document of a tie counts with the mean gain of the tie.
 
     Args:
-        scores: (Q, N); a higher score means a nearer document.
-        relevant: for each query the columns of its relevant documents, at least one.
+        scores: (Q, N), finite; a higher score means a nearer document.
+        gains: for each query the gains of its relevant documents, at least one.
 
     Returns:
         (Q,) between 0 and 1.
+
+    References:
+        Jarvelin and Kekalainen 2002, Cumulated gain-based evaluation of IR techniques.
+        McSherry and Najork 2008, Computing information retrieval performance measures efficiently in the presence of
+        tied scores.
     """
     k = min(10, scores.shape[1])
     discount = 1 / np.log2(np.arange(2, k + 2))
-    nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(scores, nearest, 1), axis=1, kind="stable")
-    nearest = np.take_along_axis(nearest, order, 1)
-    gains = [np.isin(found, wanted) @ discount for found, wanted in zip(nearest, relevant, strict=True)]
-    return np.array(gains) / [discount[: len(wanted)].sum() for wanted in relevant]
+    ndcg = np.zeros(len(scores))
+    for query, (row, of_query) in enumerate(zip(scores, gains, strict=True)):
+        ideal = np.sort(list(of_query.values()))[::-1][:k]
+        ndcg[query] = (_expected_gains(row, of_query, k) @ discount) / (ideal @ discount[: len(ideal)])
+    return ndcg
+
+
+def _expected_gains(scores: FloatArray, gains: Gains, k: int) -> NDArray[np.float64]:
+    """The gains (k,) that are expected at the first k ranks of documents with the scores (N,)."""
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= kth)  # all documents of the last tie are among them
+    of_candidates = np.array([gains.get(column, 0.0) for column in candidates.tolist()])
+    _, tie, sizes = np.unique(-scores[candidates], return_inverse=True, return_counts=True)
+    mean_gains = np.bincount(tie, weights=of_candidates) / sizes
+    return np.repeat(mean_gains, sizes)[:k]
 
 
 def mean_ratio_interval(pairs: Sequence[tuple[FloatArray, FloatArray]], seed: int = 0) -> tuple[float, float]:
@@ -70,7 +91,8 @@ def similarities(queries: FloatArray, documents: FloatArray, precision: str = "f
     Args:
         queries: (Q, D), unit length.
         documents: (N, D), unit length.
-        precision: float32; int8, scaled so that the documents' largest value is 127; binary, which keeps the signs.
+        precision: float32; int8, with one scale for all dimensions, by which the documents' largest value becomes 127;
+            binary, which keeps the signs. A scale for each dimension would weigh weak dimensions like strong ones.
 
     Returns:
         (Q, N); a higher score means a nearer document.
@@ -85,15 +107,33 @@ def similarities(queries: FloatArray, documents: FloatArray, precision: str = "f
     return q @ d.T
 
 
+def rescored(rough: FloatArray, exact: FloatArray, count: int = RESCORED) -> FloatArray:
+    """Scores of a search that takes the first documents by rough scores, and orders them by exact scores.
+
+    Args:
+        rough: (Q, N), by which documents are taken; of equal ones some are taken at random, always the same.
+        exact: (Q, N), by which they are ordered.
+        count: documents that are taken, at least 10 for nDCG@10.
+
+    Returns:
+        (Q, N): the exact scores of the documents that were taken, and -inf for all others.
+    """
+    shuffled = np.random.default_rng(0).permutation(rough.shape[1])
+    taken = shuffled[np.argsort(-rough[:, shuffled], axis=1, kind="stable")[:, :count]]
+    scores = np.full_like(exact, -np.inf)
+    np.put_along_axis(scores, taken, np.take_along_axis(exact, taken, 1), 1)
+    return scores
+
+
 def store_scores(
-    queries: FloatArray, documents: FloatArray, relevant: Sequence[Sequence[int]], widths: Sequence[int]
+    queries: FloatArray, documents: FloatArray, gains: Sequence[Gains], widths: Sequence[int]
 ) -> dict[tuple[int, str], float]:
     """Mean nDCG@10 with vectors of each width and precision.
 
     Args:
         queries: (Q, D), unit length.
         documents: (N, D), unit length.
-        relevant: for each query the columns of its relevant documents.
+        gains: for each query the gains of its relevant documents.
         widths: to which the vectors are truncated.
 
     Returns:
@@ -103,5 +143,5 @@ def store_scores(
     for size in widths:
         cut = truncated(queries, size), truncated(documents, size)
         for precision in PRECISIONS:
-            means[size, precision] = float(ndcg_at_10(similarities(*cut, precision), relevant).mean())
+            means[size, precision] = float(ndcg_at_10(similarities(*cut, precision), gains).mean())
     return means

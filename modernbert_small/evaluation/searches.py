@@ -1,7 +1,7 @@
 """A few searches with their first results, for people to read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -30,7 +30,7 @@ class Search(TypedDict):
 
 
 def sample_searches(
-    dataset: RetrievalSet, scores: Mapping[str, FloatArray], relevant: Sequence[Sequence[int]], count: int
+    dataset: RetrievalSet, scores: Mapping[str, FloatArray], relevant: Sequence[Collection[int]], count: int
 ) -> list[Search]:
     """The first results of a few queries by each of several systems.
 

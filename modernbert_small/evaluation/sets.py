@@ -1,8 +1,10 @@
 """Evaluation sets: retrieval sets by NanoBEIR name or from a folder, sentence pairs by name or from a file."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +15,9 @@ from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATA
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
+from modernbert_small.evaluation import checks
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_own, why_the_hub_failed
-from modernbert_small.run.shards import is_text
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
 _STSB_HUB_ID = "sentence-transformers/stsb"
 _PAIR_COLUMNS = ["sentence1", "sentence2", "score"]
+_SHARD = re.compile(r"(?P<name>.+?)(-\d{5}-of-(?P<files>\d{5}))?")  # `wiki-en-00000-of-00001` is of the set wiki-en
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class RetrievalSet:
         queries: texts by query id; every query has a relevant document.
         corpus: texts by document id.
         relevant: for each query id the ids of its relevant documents.
+        gains: how relevant a document is, above 0, by (query id, document id); 1 where nothing is said.
     """
 
     name: str
     queries: dict[str, str]
     corpus: dict[str, str]
     relevant: dict[str, set[str]]
+    gains: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,43 +64,70 @@ class PairSet:
     scores: list[float]
 
 
+# A set, and the folder that it was read from; None for a set from the hub.
+_Found = tuple[RetrievalSet | PairSet, Path | None]
+
+
 def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[RetrievalSet], list[PairSet]]:
     """Load sets by name, from folders laid out like NanoBEIR, and from files of sentence pairs.
 
-    A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>-*.parquet`. Corpus and queries have the columns
-    `_id` and `text`, qrels `query-id` and `corpus-id`. One folder may hold several sets. A file of sentence pairs is
-    Parquet with the columns `sentence1`, `sentence2` and `score`.
+    A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>.parquet` or `<Set>-00000-of-00001.parquet`.
+    Corpus and queries have the columns `_id` and `text`; qrels have `query-id` and `corpus-id`, and `score` if the
+    relevance is graded. A score of 0 or less says that a document is not relevant. One folder may hold several sets.
+    A file of sentence pairs is Parquet with the columns `sentence1`, `sentence2` and `score`.
 
     Args:
         flag: the flag that gave the names, for errors.
         names: NanoBEIR's names, `nanobeir` for all of them, `stsb`, folders, files.
 
     Returns:
-        Retrieval sets, and sets of sentence pairs.
+        Retrieval sets, and sets of sentence pairs. Sets that have the same name are told apart by their folders' names.
 
     Raises:
-        UserError: a name is unknown, the hub cannot be reached, or a folder or file has another layout.
+        UserError: a name is unknown, the hub cannot be reached, a folder or file has another layout, a value is missing
+            or of the wrong type, or two sets cannot be told apart.
     """
-    retrieval: list[RetrievalSet] = []
-    pairs: list[PairSet] = []
-    for name in names:
-        if Path(name).is_dir():
-            retrieval += _read_folder(flag, Path(name))
-        elif Path(name).is_file():
-            pairs.append(_read_pairs(flag, Path(name)))
-        elif name.lower() == STSB:
-            pairs.append(_load_stsb(flag))
-        elif name.lower() == ALL_NANOBEIR:
-            retrieval += [_load_nanobeir(flag, one) for one in DATASET_NAME_TO_HUMAN_READABLE]
-        elif name.lower() in DATASET_NAME_TO_HUMAN_READABLE:
-            retrieval.append(_load_nanobeir(flag, name.lower()))
-        else:
-            known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
+    loaded = _tell_apart(flag, [found for name in names for found in _load(flag, name)])
+    return (
+        [one for one in loaded if isinstance(one, RetrievalSet)],
+        [one for one in loaded if isinstance(one, PairSet)],
+    )
+
+
+def _load(flag: str, name: str) -> list[_Found]:
+    """The sets of one name, folder or file."""
+    path = Path(name)
+    if path.is_dir():
+        return [(one, path) for one in _read_folder(flag, path)]
+    if path.is_file():
+        return [(_read_pairs(flag, path), path.parent)]
+    if name.lower() == STSB:
+        return [(_load_stsb(flag), None)]
+    if name.lower() == ALL_NANOBEIR:
+        return [(_load_nanobeir(flag, one), None) for one in DATASET_NAME_TO_HUMAN_READABLE]
+    if name.lower() in DATASET_NAME_TO_HUMAN_READABLE:
+        return [(_load_nanobeir(flag, name.lower()), None)]
+    known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
+    raise UserError(
+        f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} for all of "
+        f"them, or {STSB}"
+    )
+
+
+def _tell_apart(flag: str, loaded: Sequence[_Found]) -> list[RetrievalSet | PairSet]:
+    """The sets, with `<folder>/` before a name that several of them have."""
+    counts = Counter(one.name for one, _ in loaded)
+    named = [
+        replace(one, name=f"{folder.resolve().name}/{one.name}") if folder and counts[one.name] > 1 else one
+        for one, folder in loaded
+    ]
+    for name, count in Counter(one.name for one in named).items():
+        if count > 1:
             raise UserError(
-                f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} "
-                f"for all of them, or {STSB}"
+                f"{flag}: {count} sets have the name {name}, expected a name for each; name a set only once, or rename "
+                "one of the folders"
             )
-    return retrieval, pairs
+    return named
 
 
 def _read_pairs(flag: str, file: Path) -> PairSet:
@@ -104,14 +136,23 @@ def _read_pairs(flag: str, file: Path) -> PairSet:
         table = pq.read_table(file, columns=_PAIR_COLUMNS)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{flag} {file}: expected Parquet with {', '.join(_PAIR_COLUMNS)}: {error}") from error
-    if set(table.column_names) != set(_PAIR_COLUMNS) or any(column.null_count for column in table.columns):
-        raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS} without nulls")
-    kinds = [table.schema.field(name).type for name in _PAIR_COLUMNS]
-    if not all(map(is_text, kinds[:2])) or not (pa.types.is_floating(kinds[2]) or pa.types.is_integer(kinds[2])):
-        raise UserError(f"{flag} {file}: columns of {', '.join(map(str, kinds))}, expected two of strings and a number")
-    if len(set(table["score"].to_pylist())) < 2:
-        raise UserError(f"{flag} {file}: {len(table)} rows whose scores do not differ; expected pairs to tell apart")
-    return PairSet(file.stem, *(table[name].to_pylist() for name in _PAIR_COLUMNS))
+    if set(table.column_names) != set(_PAIR_COLUMNS):
+        raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS}")
+    return _pair_set(f"{flag} {file}", file.stem, table)
+
+
+def _pair_set(where: str, name: str, table: pa.Table) -> PairSet:
+    """A checked set of sentence pairs.
+
+    Args:
+        where: the flag and the file, for errors.
+        name: of the set.
+        table: with the columns _PAIR_COLUMNS.
+    """
+    first, second = (checks.texts(where, column, table[column]) for column in _PAIR_COLUMNS[:2])
+    scores = checks.numbers(where, "score", table["score"])
+    checks.require_ranking(where, first, second, scores)
+    return PairSet(name, first, second, scores)
 
 
 def _load_stsb(flag: str) -> PairSet:
@@ -124,7 +165,7 @@ def _load_stsb(flag: str) -> PairSet:
         if is_own(error):
             raise
         raise UserError(_no_hub(flag, STSB, _STSB_HUB_ID, error)) from error
-    return PairSet(STSB, *(list(rows[name]) for name in _PAIR_COLUMNS))
+    return _pair_set(f"{flag} {STSB}", STSB, pa.table({name: list(rows[name]) for name in _PAIR_COLUMNS}))
 
 
 def _no_hub(flag: str, name: str, hub_id: str, error: Exception) -> str:
@@ -141,52 +182,119 @@ def _load_nanobeir(flag: str, name: str) -> RetrievalSet:
         if is_own(error):
             raise
         raise UserError(_no_hub(flag, name, "sentence-transformers/NanoBEIR-en", error)) from error
-    return RetrievalSet(
+    gains = {(query, document): 1.0 for query, found in loaded.relevant_docs.items() for document in found}
+    return _retrieval_set(
+        f"{flag} {name}",
         f"Nano{DATASET_NAME_TO_HUMAN_READABLE[name]}",
         dict(zip(loaded.queries_ids, loaded.queries, strict=True)),
         dict(zip(loaded.corpus_ids, loaded.corpus, strict=True)),
-        {query: set(documents) for query, documents in loaded.relevant_docs.items()},
+        gains,
     )
+
+
+def _retrieval_set(
+    where: str, name: str, queries: dict[str, str], corpus: dict[str, str], gains: dict[tuple[str, str], float]
+) -> RetrievalSet:
+    """A set without the queries that have no relevant document in its corpus.
+
+    Args:
+        where: what the set was read from, for errors.
+        name: of the set.
+        queries: texts by query id.
+        corpus: texts by document id.
+        gains: scores of the qrels by (query id, document id).
+    """
+    relevant: dict[str, set[str]] = {}
+    unknown = 0
+    for (query, document), gain in gains.items():
+        if query not in queries or document not in corpus:
+            unknown += 1
+        elif gain > 0:
+            relevant.setdefault(query, set()).add(document)
+    if not relevant:
+        raise UserError(
+            f"{where}: no query of {name} has a relevant document in its corpus; expected qrels with ids of queries/ "
+            "and corpus/, and scores above 0 if there are any"
+        )
+    if unknown or len(relevant) < len(queries):
+        logger.info(
+            "%s: left out are %d of %d queries, which have no relevant document, and %d of %d qrels, which name a "
+            "query or document that the set does not hold",
+            name,
+            len(queries) - len(relevant),
+            len(queries),
+            unknown,
+            len(gains),
+        )
+    graded = {pair: gain for pair, gain in gains.items() if gain != 1 and pair[1] in relevant.get(pair[0], ())}
+    return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant, graded)
 
 
 def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
     """All sets of a folder laid out like NanoBEIR."""
-    names = sorted({file.name.split("-")[0] for file in folder.glob("qrels/*.parquet")})
+    names = sorted({_set_name(file) for file in folder.glob("qrels/*.parquet")})
     if not names:
         raise UserError(f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
     return [_read_set(flag, folder, name) for name in names]
 
 
+def _set_name(file: Path) -> str:
+    """The set that a file belongs to: its name without `-00000-of-00001` and `.parquet`."""
+    match = _SHARD.fullmatch(file.stem)
+    return match["name"] if match else file.stem
+
+
 def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
-    """One set of a folder, without the queries that have no relevant document in its corpus."""
-    corpus = dict(_read_columns(flag, folder, "corpus", name, ("_id", "text")))
-    queries = dict(_read_columns(flag, folder, "queries", name, ("_id", "text")))
-    relevant: dict[str, set[str]] = {}
-    for query, document in _read_columns(flag, folder, "qrels", name, ("query-id", "corpus-id")):
-        if query in queries and document in corpus:
-            relevant.setdefault(query, set()).add(document)
-    if not relevant:
-        raise UserError(
-            f"{flag} {folder}: no query of {name} has a relevant document in its corpus; expected qrels with ids "
-            "of queries/ and corpus/"
-        )
-    return RetrievalSet(name, {query: queries[query] for query in relevant}, corpus, relevant)
+    """One set of a folder."""
+    where = f"{flag} {folder}"
+    by_part = {}
+    for part in ("corpus", "queries"):
+        table, of_part = _read_part(where, part, name, folder, ("_id", "text")), f"{where}: {name}: {part}"
+        found = checks.ids(of_part, "_id", table["_id"])
+        by_part[part] = checks.by_id(of_part, found, checks.texts(of_part, "text", table["text"]))
+    table, of_part = _read_part(where, "qrels", name, folder, ("query-id", "corpus-id")), f"{where}: {name}: qrels"
+    pairs = zip(*(checks.ids(of_part, key, table[key]) for key in ("query-id", "corpus-id")), strict=True)
+    has_scores = "score" in table.column_names
+    scores = checks.numbers(of_part, "score", table["score"]) if has_scores else [1.0] * len(table)
+    return _retrieval_set(where, name, by_part["queries"], by_part["corpus"], _gains(of_part, pairs, scores))
 
 
-def _read_columns(flag: str, folder: Path, part: str, name: str, columns: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """The rows of a part of a set: its two columns, from all of its files."""
-    files = sorted(folder.glob(f"{part}/{name}-*.parquet"))
+def _gains(where: str, pairs: Iterable[tuple[str, str]], scores: Iterable[float]) -> dict[tuple[str, str], float]:
+    """The scores of qrels by (query id, document id)."""
+    gains: dict[tuple[str, str], float] = {}
+    for row, (pair, score) in enumerate(zip(pairs, scores, strict=True)):
+        if gains.setdefault(pair, score) != score:
+            raise UserError(
+                f"{where}: row {row} gives query {pair[0]!r} and document {pair[1]!r} the score {score}, but an "
+                f"earlier row {gains[pair]}; expected one score for each pair"
+            )
+    return gains
+
+
+def _read_part(where: str, part: str, name: str, folder: Path, columns: tuple[str, str]) -> pa.Table:
+    """The rows of a part of a set, from all of its files: two columns, and of qrels `score` if there is one."""
+    files = sorted(file for file in folder.glob(f"{part}/*.parquet") if _set_name(file) == name)
     if not files:
+        raise UserError(f"{where}: no {part}/{name}-*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
+    of_all = _SHARD.fullmatch(files[0].stem)
+    if of_all and of_all["files"] and int(of_all["files"]) != len(files):
         raise UserError(
-            f"{flag} {folder}: no {part}/{name}-*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR"
+            f"{where}: {part}: {len(files)} of {int(of_all['files'])} files of {name}; copy the missing ones"
         )
     try:
-        table = pa.concat_tables(pq.read_table(file, columns=list(columns)) for file in files)
+        tables = [pq.read_table(file) for file in files]
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{flag} {folder}: {part}: expected Parquet with {', '.join(columns)}: {error}") from error
-    if set(table.column_names) != set(columns):
-        raise UserError(f"{flag} {folder}: {part}: columns {table.column_names}, expected {', '.join(columns)}")
-    return zip(*(table[column].to_pylist() for column in columns), strict=True)
+        raise UserError(f"{where}: {part}: expected Parquet with {', '.join(columns)}: {error}") from error
+    wanted = [*columns, "score"] if "score" in tables[0].column_names and part == "qrels" else list(columns)
+    for file, table in zip(files, tables, strict=True):
+        if not set(wanted) <= set(table.column_names):
+            raise UserError(
+                f"{where}: {part}: columns {table.column_names} in {file.name}, expected {', '.join(wanted)}"
+            )
+    try:
+        return pa.concat_tables(table.select(wanted) for table in tables)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{where}: {part}: the columns of its files differ in type: {error}") from error
 
 
 def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
@@ -196,7 +304,10 @@ def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
-    """sentence-transformers' evaluator for a set; its primary metric is nDCG@10."""
+    """sentence-transformers' evaluator for a set; its primary metric is nDCG@10.
+
+    It counts all relevant documents alike, also those of a set whose relevance is graded.
+    """
     return InformationRetrievalEvaluator(
         dataset.queries,
         dataset.corpus,

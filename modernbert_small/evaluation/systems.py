@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Dense
 
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluation.embedder import Vectors
-from modernbert_small.evaluation.metrics import PRECISIONS, FloatArray, similarities, truncated
+from modernbert_small.evaluation.metrics import PRECISIONS, FloatArray, rescored, similarities, truncated
 from modernbert_small.run.records import read_run
 
 TEACHER, PROJECTED, STUDENT = "teacher", "teacher, projected", "student"
@@ -72,6 +72,8 @@ def teacher_scores(T: VectorPair, projected: VectorPair | None) -> dict[str, Flo
 def student_scores(S: VectorPair, T: VectorPair) -> dict[str, FloatArray]:
     """Scores (Q, N) of the student, alone, with the teacher's documents, truncated and quantised.
 
+    A quantised search is also measured with its first documents ordered again by their float32 vectors.
+
     Args:
         S: the student's vectors (Q, D) and (N, D), unit length.
         T: the teacher's, projected if it has a projection. A teacher of another width than the student's is not mixed
@@ -85,6 +87,7 @@ def student_scores(S: VectorPair, T: VectorPair) -> dict[str, FloatArray]:
         scores[f"student, {size} values"] = similarities(truncated(S[0], size), truncated(S[1], size))
     for precision in PRECISIONS[1:]:
         scores[f"student, {precision}"] = similarities(*S, precision)
+        scores[f"student, {precision}, rescored"] = rescored(scores[f"student, {precision}"], scores[STUDENT])
     return scores
 
 

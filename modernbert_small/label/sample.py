@@ -1,5 +1,7 @@
 """A random sample of a corpus, and the vectors that fitting the projection has made of it."""
 
+import logging
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from modernbert_small.run.durable import publish
 from modernbert_small.run.shards import count_rows, read_table, split_files
+
+logger = logging.getLogger(__name__)
 
 
 def sample_texts(data: str, split: str, size: int, seed: int) -> tuple[NDArray[np.int64], list[str], list[str]]:
@@ -47,8 +52,10 @@ class Sample(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write both, for the other processes and for a run that goes on."""
-        with path.open("wb") as stream:
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
             np.savez(stream, rows=self.rows, vectors=self.vectors)
+        publish(temporary, path)
 
     @classmethod
     def none(cls, width: int) -> "Sample":
@@ -57,11 +64,18 @@ class Sample(NamedTuple):
 
     @classmethod
     def load(cls, path: Path, width: int) -> "Sample":
-        """The sample that was saved, or an empty one if the file is not there."""
+        """The sample that was saved, or an empty one if the file is not there or is damaged.
+
+        The file is a zip archive, whose reader compares the size and a checksum of each array.
+        """
         if not path.exists():
             return cls.none(width)
-        with np.load(path) as saved:
-            return cls(saved["rows"], saved["vectors"])
+        try:
+            with np.load(path) as saved:
+                return cls(saved["rows"], saved["vectors"])
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged, and the rows of the sample are embedded again: %s", path, error)
+            return cls.none(width)
 
     def within(self, first: int, count: int) -> "Sample":
         """The part of the sample that lies in `count` rows from row `first` on, with positions counted from there."""

@@ -1,7 +1,7 @@
 """Labels on disk: a shard of sentences with their vectors for each block of the corpus's rows.
 
 The shards of a split are numbered blocks of `ROWS_PER_SHARD` rows. Processes deal them in turn, and a run that goes on
-makes those that are missing.
+makes those that are missing or damaged.
 """
 
 import logging
@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.label.labeller import Labeller, require_vectors
 from modernbert_small.label.sample import Sample
+from modernbert_small.run.durable import publish
 from modernbert_small.run.prefetch import ahead
 from modernbert_small.run.processes import rank, world_size
 from modernbert_small.run.progress import ProgressBar
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 32_768  # what a killed run may lose: seconds on a GPU, minutes on a CPU
 _COLUMNS = ("text", "source", "kind")
+_HASH = "labels_xxh3"  # in a shard's metadata
 
 
 class _Block(NamedTuple):
@@ -39,7 +42,7 @@ class _Block(NamedTuple):
 
 
 def label_split(data: str, split: str, labeller: Labeller, known: Sample, folder: Path) -> None:
-    """Write the shards of a split that are missing and fall to this process.
+    """Write the shards of a split that are missing or damaged and fall to this process.
 
     The next shard is tokenised while the device works on this one.
 
@@ -71,15 +74,43 @@ def _blocks(files: Sequence[Path], split: str, labeller: Labeller, folder: Path)
         table = stream.take(ROWS_PER_SHARD)
         assert table is not None, "as many rows as were counted"
         tokens, before = None, labeller.truncated
-        if index % world_size() == rank() and not path.exists():
+        if index % world_size() == rank() and not _is_whole(path, table):
             tokens = labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist())
         yield _Block(path, table, tokens, labeller.truncated - before)
+
+
+def _is_whole(path: Path, table: pa.Table) -> bool:
+    """Whether a shard is there, with these rows of the corpus and with the labels that were written.
+
+    Args:
+        path: of the shard.
+        table: N rows with `text`, `source` and `kind`.
+    """
+    if not path.exists():
+        return False
+    try:
+        with pq.ParquetFile(path) as file:
+            shard = file.read()
+        rows = shard.select(["sentence", *_COLUMNS[1:]]).rename_columns(_COLUMNS)
+        labels = shard["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        written = (shard.schema.metadata or {}).get(_HASH.encode(), b"").decode()
+        if rows.equals(table.select(_COLUMNS)) and _labels_hash(labels) == written:
+            return True
+        found = "its rows or labels are not those that were written"
+    except (pa.ArrowException, OSError, KeyError) as error:
+        found = " ".join(str(error).split())[:200]
+    logger.warning("%s is damaged and is made again: %s", path, found)
+    return False
+
+
+def _labels_hash(labels: NDArray[np.float16]) -> str:
+    return xxhash.xxh3_128_hexdigest(labels.tobytes())
 
 
 def write_shard(
     path: Path, table: pa.Table, embeddings: NDArray[np.float32], width: int, counts: Mapping[str, int]
 ) -> None:
-    """Write labels beside their sentences, under a temporary name first.
+    """Write labels beside their sentences, under a temporary name first, with a hash of the labels as metadata.
 
     Args:
         path: of the shard.
@@ -98,9 +129,10 @@ def write_shard(
     labels = unit_vectors(embeddings).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), width)
     shard = pa.table({"sentence": table["text"], "label": column, "source": table["source"], "kind": table["kind"]})
-    shard = shard.replace_schema_metadata({name: str(value) for name, value in counts.items()})
+    notes = {_HASH: _labels_hash(labels), **{name: str(value) for name, value in counts.items()}}
+    shard = shard.replace_schema_metadata(notes)
     pq.write_table(shard, path.with_suffix(".tmp"), compression="zstd")
-    path.with_suffix(".tmp").replace(path)
+    publish(path.with_suffix(".tmp"), path)
 
 
 def count_labels(folder: Path, split: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from modernbert_small.label.labeller import Labeller, require_vectors, text_prom
 from modernbert_small.label.projection import fit_projection, projection_quality
 from modernbert_small.label.sample import Sample, sample_texts
 from modernbert_small.run.devices import best_device
+from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,13 @@ def reduce_teacher(
     _, texts, kinds = sample_texts(data, "validation", QUALITY_ROWS, seed)
     heldout = labeller.embed(labeller.tokenize(texts, kinds))
     require_vectors(heldout, texts, "validation split")
+    _require_variety(heldout, f"{data}, validation split")
     rows, texts, kinds = sample_texts(data, "train", sample_size, seed)
     logger.info("fitting the projection %d -> %d on %s texts", heldout.shape[1], width, f"{len(texts):,}")
     with ProgressBar(len(texts), "embedding the sample", "text") as bar:
         vectors = labeller.embed(labeller.tokenize(texts, kinds), bar)
     require_vectors(vectors, texts, "sample of the training split")
+    _require_variety(vectors, f"{data}, training split")
     basis, energy = fit_projection(vectors, width)
     logger.info("explained energy: %.2f %%", 100 * energy.sum())
     Sample(rows, (vectors @ basis).astype(np.float32)).save(sample_file)
@@ -60,6 +63,16 @@ def reduce_teacher(
         **labeller.speed,
     }
     return with_projection(labeller.model, basis), report
+
+
+def _require_variety(vectors: NDArray[np.float32], where: str) -> None:
+    """Refuse vectors (n, D_T) that are all alike, which have no directions to fit and no cosines to compare.
+
+    Raises:
+        UserError: all texts are equal, or mean the same to the teacher.
+    """
+    if np.ptp(vectors, axis=0).max() < 1e-6:
+        raise UserError(f"--train_file {where}: the teacher's vectors of all texts are equal; expected different texts")
 
 
 def measure_quality(heldout: NDArray[np.float32], basis: NDArray[np.float64]) -> dict[int, dict[str, float]]:

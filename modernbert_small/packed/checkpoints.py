@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from modernbert_small.run.errors import raise_stop
+from modernbert_small.run.manifest import MANIFEST, damage
 from modernbert_small.run.processes import any_process
 
 logger = logging.getLogger(__name__)
@@ -74,17 +76,62 @@ class StopOnSignal(TrainerCallback):
 def last_whole_checkpoint(folder: Path) -> str | None:
     """The newest `checkpoint-*` folder whose files are whole, or None if there is none.
 
-    A folder gets this name only when it is complete, but a disk or a copy may fail later.
+    A folder gets this name only when it is complete, but power, a disk or a copy may fail later. A checkpoint without
+    the state of optimizer, scheduler or random numbers is not whole: training would begin its schedule a second time.
     """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if _is_whole(path):
+    for path in _newest_first(folder):
+        found = _damage_of(path)
+        if not found:
             return str(path)
-        logger.warning("%s is not used, since some of its files are missing or cut off", path)
+        logger.warning("%s is not whole and is not used: %s", path, "; ".join(found))
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def remove_later_checkpoints(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps than one that was just saved. They are damaged, else training had begun there.
+
+    If they stayed, they would count among those to keep, and the whole one would be removed as the oldest.
+    """
+    for path in _newest_first(folder):
+        if _step(path) > step:
+            shutil.rmtree(path)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(checkpoints, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _damage_of(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint, and with the best one so far, whose weights it refers to."""
+    found = _damage_of_files(checkpoint)
+    if found:
+        return found
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    best = Path(state.get("best_model_checkpoint") or checkpoint)
+    if best.name == checkpoint.name:
+        return []
+    return [f"{best.name}, the best so far: {words}" for words in _damage_of_files(checkpoint.with_name(best.name))]
+
+
+def _damage_of_files(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, a few words for each."""
+    missing = [f"{name} is missing" for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if not (checkpoint / name).exists()]
+    if not any(checkpoint.glob("rng_state*.pth")):
+        missing.append("the state of the random numbers is missing")
+    if missing:
+        return missing
+    if (checkpoint / MANIFEST).exists():
+        return damage(checkpoint)
+    logger.warning("%s has no %s: only the form of its files can be checked", checkpoint, MANIFEST)
+    return [] if _has_right_form(checkpoint) else ["some of its files are missing or cut off"]
+
+
+def _has_right_form(checkpoint: Path) -> bool:
     """Whether the state is JSON, the weights are as long as their header says, and torch's archives have their end."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))

@@ -3,11 +3,13 @@
 A store is a folder with two arrays. `tokens.npy` (n_tokens,) holds all rows end to end with their special tokens, as
 uint16 if the vocabulary has at most 65,536 entries, else as uint32. `offsets.npy` (n_rows + 1,) int64 says where rows
 begin and end: row i is tokens[offsets[i]:offsets[i + 1]]. The folder is `<data folder>.tokens/<split>-<key>`. The key
-is a hash of the data, the tokenizer and the length limit, so a changed corpus or tokenizer gets another store.
+is a hash of the data, the tokenizer and the length limit, so a changed corpus or tokenizer gets another store. A store
+that does not agree with its manifest is made again.
 """
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from modernbert_small.run.content import content_hash
+from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.manifest import damage, write_manifest
 from modernbert_small.run.progress import ProgressBar
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import count_rows, read_table, split_files
@@ -73,7 +77,7 @@ def tokenize_split(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
 ) -> TokenStore:
-    """Open the token store of one split, and make it first if no earlier run did.
+    """Open the token store of one split, and make it first if no earlier run did or its files are damaged.
 
     A special token's name in a text, such as `[MASK]`, is read as ordinary text.
 
@@ -91,9 +95,9 @@ def tokenize_split(
     encoder = text_tokenizer(tokenizer, max_seq_length)
     key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
     folder = cache_folder(data) / f"{split}-{key}"
-    with made_once(folder) as is_missing:
-        if is_missing:
-            _write_store(folder, files, column, encoder)
+    with made_once(folder) as partial:
+        if partial is not None:
+            _write_store(partial, f"tokenising {split}", files, column, encoder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     return TokenStore(
         np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "offsets.npy"), counts["truncated"]
@@ -101,36 +105,61 @@ def tokenize_split(
 
 
 def cache_folder(data: str | Path) -> Path:
-    """The folder beside a data folder in which token stores and memory-mapped labels are kept."""
+    """The folder in which token stores and memory-mapped labels of a data folder are kept.
+
+    It lies beside the data, or in the user's cache folder if nothing can be written there.
+    """
     folder = Path(data).absolute()
-    return folder.with_name(folder.name + ".tokens")
+    beside = folder.with_name(folder.name + ".tokens")
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = xxhash.xxh3_64_hexdigest(str(folder.resolve()).encode())
+    return home / "modernbert-small" / f"{folder.name}-{key}.tokens"
 
 
 @contextmanager
-def made_once(path: Path) -> Iterator[bool]:
-    """Whether a path is missing and has to be made in this context.
+def made_once(folder: Path) -> Iterator[Path | None]:
+    """The folder to write a cache in, or None if the cache is there already.
 
-    Two runs may share their data. The second one waits until the first has made the path, and then finds it.
+    The folder that is written gets its final name at the end of this context. Two runs may share their data. The second
+    one waits until the first has made the folder, and then finds it.
+
+    Args:
+        folder: the cache's final name. A folder of this name that does not agree with its manifest is removed.
     """
-    if path.exists():
-        yield False
+    if folder.exists() and not damage(folder):
+        yield None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        yield not path.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if folder.exists():
+            if not (found := damage(folder)):
+                yield None
+                return
+            logger.warning("%s is not whole and is made again: %s", folder, "; ".join(found))
+            shutil.rmtree(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        write_manifest(partial)
+        publish(partial, folder)
 
 
-def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Tokenizer) -> None:
-    """Tokenise into a folder with another name, then rename it."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _write_store(partial: Path, doing: str, files: Sequence[Path], column: str, encoder: Tokenizer) -> None:
+    """Tokenise some shards into a folder.
+
+    Args:
+        partial: the folder, empty.
+        doing: what the progress bar says.
+        files: the shards.
+        column: the text column.
+        encoder: adds special tokens and cuts.
+    """
     dtype = np.dtype(np.uint16 if encoder.get_vocab_size() <= 1 << 16 else np.uint32)
     lengths, truncated = [np.zeros(1, np.int64)], 0
-    with (
-        (partial / "tokens.bin").open("wb") as stream,
-        ProgressBar(count_rows(files), f"tokenising {folder.name.split('-')[0]}") as bar,
-    ):
+    with (partial / "tokens.bin").open("wb") as stream, ProgressBar(count_rows(files), doing) as bar:
         for table in read_table(files, [column]):
             rows = encoder.encode_batch_fast(table[column].to_pylist())
             truncated += sum(bool(row.overflowing) for row in rows)
@@ -144,7 +173,6 @@ def _write_store(folder: Path, files: Sequence[Path], column: str, encoder: Toke
     _bin_to_npy(partial / "tokens.bin", dtype, n_tokens)
     np.save(partial / "offsets.npy", offsets)
     write_json(partial / "counts.json", {"rows": n_rows, "tokens": n_tokens, "truncated": truncated})
-    partial.rename(folder)
     if truncated:
         logger.warning("%d of %d texts are longer than max_seq_length, and are cut at their end", truncated, n_rows)
 

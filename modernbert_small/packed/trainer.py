@@ -3,9 +3,10 @@
 import logging
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from modernbert_small.packed.batches import PackedDataset, PackedLoader, PackedSampler
-from modernbert_small.packed.checkpoints import StopOnSignal, last_whole_checkpoint
+from modernbert_small.packed.checkpoints import StopOnSignal, last_whole_checkpoint, remove_later_checkpoints
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.progress import use_progress
 from modernbert_small.run.devices import peak_memory_bytes
+from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import require_finite
+from modernbert_small.run.manifest import write_manifest
 from modernbert_small.run.processes import any_process, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -148,8 +151,10 @@ class PackedTrainer(Trainer):
             self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
             if (folder / name).exists():  # it was saved at the step's end, and is saved again at the epoch's end
                 (folder / name).rename(aside / "earlier")
-            (aside / name).rename(folder / name)
+            write_manifest(aside / name)
+            publish(aside / name, folder / name)
             shutil.rmtree(aside)
+            remove_later_checkpoints(folder, self.state.global_step)
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _sampler(self, dataset: PackedDataset, shuffle: bool) -> PackedSampler:
@@ -222,7 +227,63 @@ def train(trainer: Trainer, folder: Path, config: ModernBertConfig, predicted_sh
         "padding_share": 0.0,  # packed rows have no padding
         "peak_memory_bytes": peak_memory_bytes(),
         "history": history,
+        **_compare_held_out_losses(trainer, history),
     }
+
+
+class EndedWorse(TypedDict):
+    """A held-out measure that got worse: what is measured, its value at the beginning and its value at the end."""
+
+    measure: str
+    began: float
+    ended: float
+
+
+def note_if_worse(measure: str, began: float, ended: float, *, greater_is_better: bool = True) -> dict[str, EndedWorse]:
+    """Warn of a model that training has made worse.
+
+    Args:
+        measure: what is measured on held-out texts, such as `held-out loss`.
+        began: its value at the beginning.
+        ended: its value for the model that is kept.
+        greater_is_better: False for a loss.
+
+    Returns:
+        The measurement `ended_worse` for run.json; nothing if the model did not get worse.
+    """
+    if ended >= began if greater_is_better else ended <= began:
+        return {}
+    logger.warning(
+        "TRAINING MADE THE MODEL WORSE: its %s was %.4f at the beginning and is %.4f at the end; lower learning_rate, "
+        "train on more text, and run again with --overwrite",
+        measure,
+        began,
+        ended,
+    )
+    return {"ended_worse": {"measure": measure, "began": round(began, 6), "ended": round(ended, 6)}}
+
+
+def worse_notice(measurements: Mapping[str, Any]) -> str:
+    """The beginning of a script's last message if the model got worse (see `note_if_worse`), else nothing."""
+    worse: EndedWorse | None = measurements.get("ended_worse")
+    if worse is None:
+        return ""
+    return (
+        f"THE MODEL ENDED WORSE THAN IT BEGAN, {worse['measure']} {worse['began']:.4f} -> {worse['ended']:.4f}, "
+        "so do not use it; "
+    )
+
+
+def _compare_held_out_losses(trainer: Trainer, history: Sequence[Mapping[str, float]]) -> dict[str, EndedWorse]:
+    """Compare the first held-out loss in the history with that of the model that is kept, see `note_if_worse`."""
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    if not losses:
+        return {}
+    values = list(losses.values())
+    first, kept = values[0], values[-1]
+    if trainer.args.load_best_model_at_end:
+        kept = losses.get(trainer.state.best_global_step, kept)
+    return note_if_worse("held-out loss", first, kept, greater_is_better=False)
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:

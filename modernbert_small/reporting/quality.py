@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from modernbert_small.evaluation.metrics import PRECISIONS
 from modernbert_small.reporting.formats import count, percent, short
@@ -45,9 +46,22 @@ def headline(records: Mapping[str, Record]) -> Section:
             ("Parameters", cost.get("parameters"), short, ratios.get("parameters", "")),
             ("Texts per second", cost.get("texts_per_second"), count, ratios.get("texts_per_second", "")),
         ),
+        *(
+            Paragraph(_worse(phase, record["ended_worse"]), is_notice=True)
+            for phase, record in records.items()
+            if "ended_worse" in record
+        ),
         Paragraph(f"No record was found of these phases: {missing}. Their measurements are left out.", is_notice=True)
         if missing
         else None,
+    )
+
+
+def _worse(phase: str, worse: Mapping[str, Any]) -> str:
+    """That a phase's training made the model worse, in a sentence."""
+    return (
+        f"{PHASES[phase]} made the model worse: its {worse['measure']} was {worse['began']:.4f} at the beginning and "
+        f"{worse['ended']:.4f} at the end. Do not use it."
     )
 
 

@@ -34,6 +34,7 @@ def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
         if is_own(error):
             raise
         logger.debug("%s %s", flag, name_or_path, exc_info=True)
+        _require_readable(Path(name_or_path))
         if "named model.safetensors" in str(error):
             raise UserError(
                 f"{flag} {name_or_path}: holds pickled weights alone, which are not read since they can run code; "
@@ -42,7 +43,7 @@ def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{flag} {name_or_path}: brings code of its own, which is not run; read it, and if you trust it pass "
-                "--trust_remote_code"
+                "--trust_remote_code to a phase that has this flag"
             ) from error
         if Path(name_or_path).exists():
             raise UserError(f"{flag} {name_or_path}: cannot be loaded from this folder: {reason(error)}") from error
@@ -52,11 +53,21 @@ def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
         ) from error
 
 
+def _require_readable(folder: Path) -> None:
+    """Raise PermissionError for a file that may not be read, which safetensors reports as one that is not there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.open("rb").close()
+
+
 def is_own(error: Exception) -> bool:
-    """Whether an error is a message for the user already, or a defect in this project's own lines."""
+    """Whether an error needs no words from its catcher: a message for the user, a denied permission, or a defect here.
+
+    `script.run_script` says the same of a denied permission wherever it came from.
+    """
     if isinstance(error, _DEFECTS):
         return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
-    return isinstance(error, UserError)
+    return isinstance(error, UserError | PermissionError)
 
 
 def reason(error: BaseException) -> str:
@@ -100,7 +111,8 @@ def prepare_upload(args: TrainingArguments) -> Callable[[str], None]:
     The flag is switched off for the Trainer, which would upload every checkpoint of an unfinished folder.
 
     Args:
-        args: TrainingArguments; modified. hub_model_id, hub_token, hub_private_repo and hub_revision count.
+        args: TrainingArguments; modified. hub_model_id, hub_private_repo and hub_revision count. The token is that of
+            the environment's HF_TOKEN, where `parse_settings` puts --hub_token, or of `hf auth login`.
 
     Returns:
         A function that uploads a folder without checkpoints and logs. Without the flag it does nothing.
@@ -111,7 +123,7 @@ def prepare_upload(args: TrainingArguments) -> Callable[[str], None]:
     wanted, args.push_to_hub = args.push_to_hub and args.should_save, False
     if not wanted:
         return lambda folder: None
-    api, name = HfApi(token=args.hub_token), args.hub_model_id or Path(args.output_dir).name
+    api, name = HfApi(), args.hub_model_id or Path(args.output_dir).name
     with _explain_hub_errors(f"the hub did not open {name}", "log in with `hf auth login`, or leave the flag out"):
         repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
 

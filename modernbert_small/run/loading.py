@@ -6,7 +6,8 @@ Speed does not suffer: where the hardware has bf16, forward passes run in it und
 
 Of encoders only safetensors are read, never pickled weights. (sentence-transformers may read a small pickled module
 after the encoder, such as a Dense, which torch restricts to tensors.) A repository's own code runs only if the user
-allows it. Weights that a checkpoint lacks are refused, since transformers would draw them at random.
+allows it. Every call here says whether it may, since transformers would otherwise ask on the terminal. Weights that a
+checkpoint lacks are refused, since transformers would draw them at random.
 """
 
 import logging
@@ -76,7 +77,9 @@ def load_encoder(flag: str, name_or_path: str, trust_remote_code: bool = False) 
 def load_masked_lm(flag: str, name_or_path: str) -> ModernBertForMaskedLM:
     """A ModernBERT with its masked-LM head."""
     with explain_load_errors(flag, name_or_path), _no_missing_weights(flag, name_or_path):
-        return ModernBertForMaskedLM.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+        return ModernBertForMaskedLM.from_pretrained(
+            name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
 
 
 def load_sentence_transformer(
@@ -99,7 +102,9 @@ def load_mean_pooled(flag: str, name_or_path: str, max_seq_length: int) -> Sente
         transformer = Transformer(
             name_or_path,
             max_seq_length=max_seq_length,
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False},
+            processor_kwargs={"trust_remote_code": False},
+            config_kwargs={"trust_remote_code": False},
         )
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     modules = [transformer, pooling, Normalize()]

@@ -1,7 +1,8 @@
 """Recipes: one YAML file with a section for each script."""
 
 import argparse
-from collections.abc import Mapping
+import os
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,35 @@ DEFAULT_RECIPE = Path(__file__).parents[2] / "recipes" / "v2.yaml"  # the script
 SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML whose mappings hold each key once; plain YAML takes the last value in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse a repeated key, whose earlier value would be lost.
+
+        Raises:
+            UserError: with the key and its line.
+        """
+        found = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in found:
+                raise UserError(
+                    f"{self.name}: line {key.start_mark.line + 1}: {key.value} is here a second time; expected each "
+                    "key once"
+                )
+            found.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
     """Read a recipe: one mapping per script, nothing else.
 
     Raises:
-        UserError: no such file, no YAML, or a section that no script has.
+        UserError: no such file, no YAML, a repeated key, or a section that no script has.
     """
     try:
-        sections = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        with recipe.open(encoding="utf-8") as stream:
+            sections = yaml.load(stream, _RecipeLoader) or {}
     except OSError as error:
         raise UserError(f"{recipe}: {error.strerror}; expected a recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -64,6 +86,7 @@ def recipe_path(command_line: list[str]) -> str | None:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config")
     try:
-        return early.parse_known_args(command_line)[0].config
+        recipe = early.parse_known_args(command_line)[0].config
     except argparse.ArgumentError as error:
         raise UserError(f"--config: {error}") from error
+    return recipe and os.path.expanduser(recipe)

@@ -16,7 +16,9 @@ from transformers.utils import logging as transformers_logging
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
 from modernbert_small.run.processes import is_lost_process, local_world_size, rank, world_size
 from modernbert_small.run.recipe import recipe_path
+from modernbert_small.run.tables import printable
 
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -27,13 +29,52 @@ _NO_SPACE_WORDS = (
 )
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Log lines without control characters, which names of files may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main`, and turn what can go wrong into one line and an exit status.
 
-    The status is 2 for what the user can put right, 130 and 143 for SIGINT and SIGTERM, and 1 if the disk is full or
-    another process of this run has ended. Anything else is a defect of this project and keeps its traceback.
+    The status is 2 for what the user can put right, such as a mistake or a denied permission, 130 and 143 for SIGINT
+    and SIGTERM, and 1 if the disk is full or another process of this run has ended. Anything else is a defect of this
+    project and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _set_up_logs()
+    # transformers would send pickled weights, and the user's token, to a service that converts them.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
+    signal.signal(signal.SIGTERM, raise_stop)
+    signal.signal(signal.SIGINT, raise_stop)
+    status = 0
+    try:
+        main()
+    except UserError as error:
+        status = _print_error(str(error), 2)
+    except (KeyboardInterrupt, Terminated) as stop:
+        status = 143 if isinstance(stop, Terminated) else 130
+        if rank() == 0:
+            print(f"stopped; go on with: {_command()}", file=sys.stderr)
+    except Exception as error:
+        if denied := _denied(error):
+            status = _print_error(denied, 2)
+        elif remedy := _remedy(error):
+            status = _print_error(f"{remedy}: {_command()}", 1)
+        else:
+            raise
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all when one has ended
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _set_up_logs() -> None:
+    """Log this project's lines, in printable characters, and leave out what the libraries say."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "httpcore", "sentence_transformers", "datasets", "accelerate", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rank() > 0:
@@ -42,42 +83,45 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
-    # transformers would send pickled weights, and the user's token, to a service that converts them.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
-    signal.signal(signal.SIGTERM, raise_stop)
-    signal.signal(signal.SIGINT, raise_stop)
-    status = 0
-    try:
-        main()
-    except (UserError, KeyboardInterrupt, Terminated) as stop:
-        status = {KeyboardInterrupt: 130, Terminated: 143}.get(type(stop), 2)
-        if status == 2:
-            print(f"error: {stop}", file=sys.stderr)
-        elif rank() == 0:
-            print(f"stopped; go on with: {_command()}", file=sys.stderr)
-    except Exception as error:
-        remedy = _remedy(error)
-        if remedy is None:
-            raise
-        print(f"error: {remedy}: {_command()}", file=sys.stderr)
-        status = 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all when one has ended
-    sys.stdout.flush()
-    sys.exit(status)
+
+
+def _print_error(message: str, status: int) -> int:
+    """Print an error as one line; returns the exit status."""
+    print(f"error: {printable(message, one_line=True)}", file=sys.stderr)
+    return status
 
 
 def _command() -> str:
-    """The command that was typed, to be typed again."""
+    """The command that was typed, to be typed again; with $HF_TOKEN for the hub's token."""
     launcher = f"torchrun --nproc_per_node {local_world_size()}" if world_size() > 1 else "python"
     module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m module`
-    return f"{launcher} {shlex.join(['-m', module, *sys.argv[1:]] if module else sys.argv)}"
+    words = ["-m", module, *sys.argv[1:]] if module else sys.argv
+    shown = [shlex.quote(word) for word in words]
+    for place, word in enumerate(words):
+        if word.startswith("--hub_token="):
+            shown[place] = "--hub_token=$HF_TOKEN"
+        elif place and words[place - 1] == "--hub_token":
+            shown[place] = "$HF_TOKEN"
+    return f"{launcher} {' '.join(shown)}"
 
 
 def next_command(script: str) -> str:
     """The command that starts the next phase, with the recipe that this phase was given."""
     recipe = recipe_path(sys.argv[1:])
     return f"python {script}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
+
+
+def _denied(error: BaseException) -> str | None:
+    """What to do about a denied permission, or None if an error is something else.
+
+    Libraries in Rust (safetensors, tokenizers) say it only in words.
+    """
+    text = " ".join(str(error).split())[:300]
+    is_denied = isinstance(error, OSError) and error.errno in _DENIED
+    if not (is_denied or isinstance(error, PermissionError) or "os error 13" in text or "os error 30" in text):
+        return None
+    where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else text
+    return f"{where}; expected the right to read or write it: change it with chmod or chown, or name another path"
 
 
 def _remedy(error: Exception) -> str | None:

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 import logging
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,9 @@ def parse_settings(
     A recipe's values become command-line words placed before the real ones, so one parser checks
     both: `learning_rate: 5e-4`, which YAML reads as a string, is a float as it is in the shell.
 
+    `~` at the beginning of a value is the user's home folder. The token of --hub_token becomes the environment's
+    HF_TOKEN, and the setting becomes None.
+
     Args:
         dataclass_type: the script's settings. If it has `problems() -> list[str]`, all of them are
             reported together.
@@ -123,8 +127,13 @@ def parse_settings(
     if namespace.log_level == "debug":
         logging.getLogger("modernbert_small").setLevel(logging.DEBUG)
     if unknown:
-        raise UserError(f"unknown setting {unknown[0]!r}{_suggestion(unknown[0].lstrip('-'), parser)}")
-    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(dataclass_type) if field.init}  # type: ignore[arg-type]
+        name = unknown[0].partition("=")[0]  # its value may be secret
+        raise UserError(f"unknown setting {name!r}{_suggestion(name.lstrip('-'), parser)}")
+    names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: _with_home(getattr(namespace, name)) for name in names}
+    if token := values.get("hub_token"):
+        # The hub's client finds it there. As a setting it would stand in logs, and in the Trainer's checkpoints.
+        os.environ["HF_TOKEN"], values["hub_token"] = token, None
     try:
         settings = dataclass_type(**values)
     except (ValueError, ImportError) as error:
@@ -154,6 +163,13 @@ def _recipe_words(parser: _Parser, recipe: Path, section: str, types: Mapping[st
         items = value if isinstance(value, list) else [value]
         words += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
     return words
+
+
+def _with_home(value: object) -> object:
+    """A path with the user's home folder for `~`, which no shell expands in recipes; other values as they are."""
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _suggestion(key: str, parser: argparse.ArgumentParser) -> str:

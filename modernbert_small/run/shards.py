@@ -113,6 +113,8 @@ def _explained(file: Path) -> Iterator[None]:
     """Say of a broken Parquet file which it is."""
     try:
         yield
+    except PermissionError:
+        raise  # which says nothing of the file
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: not a whole Parquet file ({reason}); make it again") from error
