@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/python -m modernbert_small.demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/soak_kills.py tests/soak_recipe.py tests/soak_texts.py

@@ -17,8 +17,6 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one worker runs what its fixture makes
-
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {

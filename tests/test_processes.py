@@ -17,8 +17,6 @@ from test_retrieval import write_set
 
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
-pytestmark = pytest.mark.xdist_group("processes")  # one worker runs what its fixture makes
-
 LAUNCH = ROOT / "tests" / "launch.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"

@@ -14,8 +14,6 @@ from sentence_transformers import SentenceTransformer
 from standin_hub import StandInHub
 from standin_repositories import LEAKED_QUERIES, write_repositories
 
-pytestmark = pytest.mark.xdist_group("hub")  # one worker runs what its fixture makes
-
 # What bounds the time. All else is as the commands are without a flag, or as recipes/v2.yaml says.
 BOUNDS = (
     ["--max_rows_per_source", "45", "--validation_rows", "10"],
