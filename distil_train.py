@@ -241,7 +241,7 @@ def main() -> None:
         f"\nheld-out cosine to the labels: {measurements['heldout_similarity']:.4f}\n\n{format_account(comparison)}\n"
     )
     upload(output_dir)
-    done = f'wrote {output_dir}; look at {report}; next, in Python: SentenceTransformer({json.dumps(output_dir)})'
+    done = f"wrote {output_dir}; look at {report}; next, in Python: SentenceTransformer({json.dumps(output_dir)})"
     logger.info("%s%s", worse_notice(measurements), done)
 
 
