@@ -1,5 +1,5 @@
 # make install   makes .venv with the versions of requirements.txt; PYTHON=python3.12 chooses the interpreter
-# make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes
+# make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes with bf16
 # make test      runs the whole test suite, offline
 # make soak      kills phases at random moments, damages their files, and feeds them texts that nobody would write
 # make check     runs ruff, mypy and import-linter
