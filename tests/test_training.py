@@ -390,6 +390,7 @@ def test_a_model_with_nan_is_refused(phase3, tmp_path):
         (["--tokens_per_batch", "100"], "tokens_per_batch: 100 is less than max_seq_length 1024"),
         (["--per_device_train_batch_size", "4"], "per_device_train_batch_size: batches are counted in tokens here"),
         (["--resume_from_checkpoint", "mlm"], "resume_from_checkpoint: a killed run goes on by itself"),
+        (["--save_only_model", "true"], "save_only_model: a checkpoint without the state of the optimiser"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: 0, expected at least 1"),
         (["--max_seq_length", "4"], "max_seq_length: 4, expected at least 8"),
         (["--num_train_epochs", "0"], "num_train_epochs: 0.0, expected more than 0"),

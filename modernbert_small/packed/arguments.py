@@ -16,6 +16,7 @@ _UNUSED = {
     "per_device_train_batch_size": "batches are counted in tokens here; use tokens_per_batch",
     "per_device_eval_batch_size": "batches are counted in tokens here; use tokens_per_batch",
     "resume_from_checkpoint": "a killed run goes on by itself; leave this setting out",
+    "save_only_model": "a checkpoint without the state of the optimiser cannot be resumed from; leave this setting out",
 }
 _SHORTEST_MAX_SEQ_LENGTH = 8
 
