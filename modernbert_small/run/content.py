@@ -1,6 +1,7 @@
 """Content hashes: of files, of folders, and of the shards that a run.json names."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,25 +62,40 @@ def describe_input(path_or_id: str) -> dict[str, str]:
     return {"path": str(path_or_id), "hash": content_hash(path)} if path.exists() else {"hub_id": path_or_id}
 
 
-def describe_outputs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file of an artefact, for run.json; without by-products, and the card that people edit."""
+def describe_files(folder: Path, is_left_out: Callable[[Path], bool]) -> dict[str, dict[str, Any]]:
+    """Size and hash of the files below a folder, by relative path; what is left out is not read."""
     files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
     return {
         relative.as_posix(): {"bytes": file.stat().st_size, "hash": content_hash(file)}
         for relative, file in files.items()
-        if not _is_by_product(relative) and relative.name != "README.md"
+        if not is_left_out(relative)
     }
+
+
+def difference(folder: Path, name: str, written: Mapping[str, Any]) -> str:
+    """How a file differs from what `describe_files` said of it, an empty text if it does not.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != written["bytes"]:
+        return f"{name} has {size:,} bytes, expected {written['bytes']:,}"
+    return "" if content_hash(path) == written["hash"] else f"{name} has another content than was written"
+
+
+def describe_outputs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file of an artefact, for run.json; without by-products, and the card that people edit."""
+    return describe_files(folder, lambda relative: _is_by_product(relative) or relative.name == "README.md")
 
 
 def damaged_outputs(folder: Path) -> list[str]:
     """The files of an artefact that are missing, or other than when they were made; none of one without a list."""
-    damaged = []
-    for name, written in read_run(folder).get("outputs", {}).items():
-        file = folder / name
-        same_size = file.is_file() and file.stat().st_size == written["bytes"]
-        if not same_size or content_hash(file) != written["hash"]:
-            damaged.append(name)
-    return damaged
+    outputs = read_run(folder).get("outputs", {})
+    return [name for name, written in outputs.items() if difference(folder, name, written)]
 
 
 def describe_shards(folder: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modernbert_small.run.content import content_hash
+from modernbert_small.run.content import describe_files, difference
 from modernbert_small.run.records import write_json
 
 MANIFEST = "manifest.json"
@@ -17,13 +17,7 @@ MANIFEST = "manifest.json"
 
 def write_manifest(folder: Path) -> None:
     """Describe all files below a folder in its manifest."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    described = {
-        name: {"bytes": path.stat().st_size, "hash": content_hash(path)}
-        for name, path in files.items()
-        if name != MANIFEST
-    }
-    write_json(folder / MANIFEST, described)
+    write_json(folder / MANIFEST, describe_files(folder, lambda relative: relative == Path(MANIFEST)))
 
 
 def damage(folder: Path) -> list[str]:
@@ -44,14 +38,8 @@ def damage(folder: Path) -> list[str]:
 
 
 def _difference(folder: Path, name: str, written: Mapping[str, Any]) -> str:
-    """How a file differs from its description, an empty text if it does not."""
-    path = folder / name
+    """As `content.difference`, of a file that cannot be read as well."""
     try:
-        size = path.stat().st_size
-        if size != written["bytes"]:
-            return f"{name} has {size:,} bytes, expected {written['bytes']:,}"
-        return "" if content_hash(path) == written["hash"] else f"{name} has another content than was written"
-    except FileNotFoundError:
-        return f"{name} is missing"
+        return difference(folder, name, written)
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
