@@ -117,6 +117,18 @@ def test_align_turns_a_student_to_its_labels(setting, tmp_path):
     np.testing.assert_allclose(student.encode(texts), before @ rotation, atol=2e-3)
 
 
+def test_align_reports_the_cosines_that_a_user_would_measure(setting, tmp_path):
+    student, dataset = setting
+    student[0].auto_model.final_norm.weight.data.uniform_(0.5, 1.5)
+    texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
+    targets = unit_vectors(dataset.labels.astype(np.float32))
+    before = (student.encode(texts) * targets).sum(1).mean()
+    similarity = align(student, dataset, 64)
+    after = (student.encode(texts) * targets).sum(1).mean()
+    assert similarity == pytest.approx({"before": float(before), "after": float(after)}, abs=2e-4)
+    assert similarity["after"] > similarity["before"] + 0.05
+
+
 def test_rows_and_labels_must_match(setting):
     with pytest.raises(ValueError, match="50 rows of tokens but 49 labels"):
         DistillationDataset(setting[1].store, setting[1].labels[:49])

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from transformers import ModernBertModel
 
 from modernbert_small.algebra import mean_free_basis
@@ -41,17 +42,22 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     rows = min(len(dataset), _SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1])
     labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
     encoder = student[0].auto_model
-    before = _embed(student, dataset, rows, tokens_per_batch)
-    encoder.final_norm.weight.data.fill_(1)  # `rotate` sets it to 1, so the rotation is sought without it
-    Q = best_rotation(_embed(student, dataset, rows, tokens_per_batch), labels)
+    # `rotate` sets this weight to 1, so the rotation is sought without it. Pooling is linear: the vectors with the
+    # weight are those without it, times the weight, and the rotated ones need no further pass either.
+    weight = encoder.final_norm.weight.detach().float().cpu().clone()
+    encoder.final_norm.weight.data.fill_(1)
+    vectors = _embed(student, dataset, rows, tokens_per_batch)
+    Q = best_rotation(vectors, labels)
     rotate(encoder, Q.to(encoder.device))
-    after = _embed(student, dataset, rows, tokens_per_batch)
-    return {"before": _mean_cosine(before, labels), "after": _mean_cosine(after, labels)}
+    return {
+        "before": _mean_cosine(vectors * weight, labels),
+        "after": _mean_cosine(vectors @ Q.T.float(), labels),
+    }
 
 
 def _mean_cosine(vectors: Tensor, others: Tensor) -> float:
-    """Of pairs of unit vectors, (N, D) each; to four digits."""
-    return round(float((vectors * others).sum(1).mean()), 4)
+    """Of pairs of vectors, (N, D) each; to four digits."""
+    return round(float(cosine_similarity(vectors, others).mean()), 4)
 
 
 @torch.no_grad()
