@@ -225,3 +225,23 @@ def test_links_within_a_folder_and_within_the_hubs_cache_are_followed(tmp_path):
     assert read(f"own={snapshot}") == [[(DOCUMENT, "a")]] * 2
     (tmp_path / "link").symlink_to(snapshot)
     assert read(f"own={tmp_path / 'link'}") == [[(DOCUMENT, "a")]] * 2
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_offline_a_dataset_of_the_hub_is_read_from_the_hubs_cache(tmp_path, monkeypatch, is_there):
+    """The cache is laid out as the hub's client does; only an open_sources that looks there finds the text."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "datasets--me--own"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("a" * 40)
+    declare(snapshot, "data/*.jsonl")  # a stream leaves this file in the cache, and no data
+    if is_there:
+        blob = write(repository / "blobs/0123.jsonl", {"text": ["a", "b"]})
+        (snapshot / "data").mkdir()
+        (snapshot / "data/part.jsonl").symlink_to(blob)
+        assert read("own=me/own") == [[(DOCUMENT, "a")], [(DOCUMENT, "b")]]
+        return
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with `hf"):
+        read("own=me/own")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import yaml
 from datasets import load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.corpus.files import (
@@ -263,23 +264,35 @@ def _strings(value: object) -> Iterator[str]:
 def _open_dataset(name: str, location: str, config: str | None) -> Table:
     """A dataset on the hub, or a local folder laid out like one, streamed.
 
+    Offline (HF_HUB_OFFLINE) it is read from the copy in the hub's cache. datasets would find there only what it has
+    prepared itself, and it prepares nothing when it streams.
+
     Raises:
         UserError: it cannot be reached, has no such config or no split `train`, or has files outside its folder.
     """
+    here = Path(location).exists()
+    folder = location
     try:
-        builder = load_dataset_builder(location, config)
-        if Path(location).exists():
+        if not here and constants.HF_HUB_OFFLINE:
+            folder = snapshot_download(location, repo_type="dataset", local_files_only=True)
+        builder = load_dataset_builder(folder, config)
+        if Path(folder).exists():
             files = chain.from_iterable((builder.config.data_files or {}).values())
-            require_inside(name, Path(location), map(Path, files))
+            require_inside(name, Path(folder), map(Path, files))
         dataset = builder.as_streaming_dataset(split="train")
         columns = dataset.column_names or list(next(iter(dataset), {}))
     except Exception as error:  # datasets and the hub's client raise many kinds
         if is_own(error):
             raise
         logger.debug("--sources %s", name, exc_info=True)
-        if Path(location).exists():
+        if here:
             of_config = f" of config {config}" if config else ""
             why = f"cannot be opened ({reason(error)}); expected split train{of_config}"
+        elif constants.HF_HUB_OFFLINE:
+            why = (
+                "no such folder here, HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with "
+                f"`hf download --repo-type dataset {location}`, or pass --sources {name}=<local path>"
+            )
         else:
             why = f"no such folder here, and {why_the_hub_failed(error)}, or pass --sources {name}=<local path>"
         raise UserError(f"--sources {name}: {location}: {why}") from error
@@ -287,7 +300,7 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     def values(wanted: Sequence[str], seed: int | None) -> Values:
         if isinstance(builder.config, ParquetConfig):
             # Fetches these columns alone, unlike select_columns: finewiki's `wikitext` outweighs its `text`.
-            chosen = load_dataset(location, config, split="train", streaming=True, columns=list(wanted))
+            chosen = load_dataset(folder, config, split="train", streaming=True, columns=list(wanted))
         else:
             chosen = dataset
         if seed is not None:

@@ -2,9 +2,9 @@
 
 Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is flash-attn if it is
 installed, else PyTorch's own variable-length Flash Attention (`torch.nn.attention.varlen`), for which nothing has to
-be compiled. On CPU, rows of similar length are gathered into dense groups for `scaled_dot_product_attention`, and
-sliding windows are computed in blocks as long as the window's reach. Only attention computes the padding of these
-groups; the rest of the model computes the tokens alone.
+be compiled. On CPU, rows of similar length are gathered into dense groups. A sliding window is a band of the whole
+row's scores in short rows, and is computed in blocks as long as its reach in long ones. Only attention computes the
+padding of these groups; the rest of the model computes the tokens alone.
 
 Both kernels are registered with transformers' AttentionInterface. For padded input, which has no `cu_seq_lens_q`, they
 call transformers' sdpa, so the same model serves `encode` and the evaluators.
@@ -36,6 +36,10 @@ _SHORTEST_IN_GROUP = 0.75
 # Attention scores that are computed at a time, 4 MB in bf16. Of 2^20 to 2^23 scores this is the fastest for forward
 # and backward, for rows of 256 to 1,024 tokens.
 _SCORES_IN_CACHE = 1 << 21
+# In rows of up to so many times a sliding window's reach all scores are computed. In float32 with backward this takes a
+# fifth of the time of blocks at 80 tokens, half at 256, and four fifths at 384.
+_WHOLE_UP_TO_REACHES = 4
+_DIMENSIONS_OF_BLOCKS = 5  # of the scores in blocks; those of whole rows have 4
 
 
 def choose_attn_implementation(requested: str, device: torch.device) -> tuple[str, str]:
@@ -161,45 +165,49 @@ def packed_sdpa_attention(
     if cu_seq_lens_q is None:
         return _padded(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     _, H, T, d = query.shape
-    groups = _groups(cu_seq_lens_q.cpu().numpy().tobytes())
+    batch = cu_seq_lens_q.cpu().numpy().tobytes()
+    groups, biases = _groups(batch), _biases(batch, sliding_window, query.dtype, query.device)
     to_slots, to_tokens = groups.to_slots.to(query.device), groups.to_tokens.to(query.device)
-    q, k, v = (_Reorder.apply(x[0].transpose(0, 1).reshape(T, H * d), to_slots, to_tokens) for x in (query, key, value))
-    outputs, first = [], 0
-    for rows, length in groups.shapes:
-        part = slice(first, first + rows * length)
-        first += rows * length
-        q_g, k_g, v_g = (x[part].view(rows, length, H, d).transpose(1, 2) for x in (q, k, v))
-        filled = (to_slots[part] < T).view(rows, length)
-        if sliding_window is None or length <= sliding_window:
-            out = _whole_rows(q_g, k_g, v_g, None if bool(filled.all()) else filled, scaling)
+    slots = [filled.numel() for filled in groups.filled]
+    # `split`, since the gradient of each slice would fill and add a whole tensor.
+    q, k, v = (
+        _Reorder.apply(x[0].transpose(0, 1).reshape(T, H * d), to_slots, to_tokens).split(slots)
+        for x in (query, key, value)
+    )
+    outputs = []
+    for filled, bias, *parts in zip(groups.filled, biases, q, k, v, strict=True):
+        rows, length = filled.shape
+        q_g, k_g, v_g = (x.view(rows, length, H, d).transpose(1, 2) for x in parts)
+        if bias is not None and bias.dim() == _DIMENSIONS_OF_BLOCKS:
+            out = _blocks(q_g, k_g, v_g, bias, scaling)
         else:
-            out = _sliding_window(q_g, k_g, v_g, filled, sliding_window - 1, scaling)
+            out = _whole_rows(q_g, k_g, v_g, bias, scaling)
         outputs.append(out.transpose(1, 2).reshape(rows * length, H * d))
     out = _Reorder.apply(torch.cat(outputs), to_tokens, to_slots)
     return out.view(1, T, H, d), None
 
 
-def _whole_rows(q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None, scale: float | None) -> Tensor:
-    """Attention between all tokens of each row of a dense group.
+def _whole_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    """Attention over all scores of each row of a dense group.
 
     Args:
         q: (B, H, L, d).
         k: (B, H, L, d).
         v: (B, H, L, d).
-        filled: (B, L) bool, False where a slot is padding; None for a group without padding.
+        bias: (B or 1, 1, L or 1, L), added to the scores; None adds nothing.
         scale: factor of the scores; d ** -0.5 by default.
 
     Returns:
         (B, H, L, d).
     """
-    mask = None if filled is None else filled[:, None, None, :]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     # The CPU's fused kernel computes in float32. Matrix products in bf16 are twice as fast, provided that only as many
     # heads are computed at a time as have scores that fit into the cache.
     B, H, L, d = q.shape
     q = q * (d**-0.5 if scale is None else scale)
-    bias = q.new_zeros(B, H, 1, L) if mask is None else q.new_zeros(B, H, 1, L).masked_fill(~mask, float("-inf"))
+    bias = q.new_zeros(1, 1, 1, L) if bias is None else bias
+    bias = bias.expand(B, H, -1, L)
     heads = max(1, _SCORES_IN_CACHE // L**2)
     q_parts, k_parts, v_parts, bias_parts = (x.reshape(B * H, -1, x.shape[-1]).split(heads) for x in (q, k, v, bias))
     outputs = []
@@ -209,8 +217,8 @@ def _whole_rows(q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None, scale: f
     return torch.cat(outputs).view(B, H, L, d)
 
 
-def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int, scale: float | None) -> Tensor:
-    """Attention to the tokens within `reach` to each side, in blocks.
+def _blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    """Attention within a sliding window, in blocks as long as its reach.
 
     A block of `reach` queries is compared with the keys of its own block, the block before and the block after.
 
@@ -218,15 +226,14 @@ def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int,
         q: (B, H, L, d).
         k: (B, H, L, d).
         v: (B, H, L, d).
-        filled: (B, L) bool, False where a slot is padding.
-        reach: tokens that are seen to each side.
+        bias: (B, 1, n_blocks, reach, 3 * reach), added to the scores.
         scale: factor of the scores; d ** -0.5 by default.
 
     Returns:
         (B, H, L, d).
     """
     B, H, L, d = q.shape
-    n_blocks = -(-L // reach)
+    n_blocks, reach = bias.shape[2:4]
     fill = n_blocks * reach - L
 
     def with_neighbours(x: Tensor) -> Tensor:
@@ -239,16 +246,71 @@ def _sliding_window(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, reach: int,
 
     q = pad(q, (0, 0, 0, fill)).reshape(B, H, n_blocks, reach, d)
     k, v = with_neighbours(k), with_neighbours(v)
-    keys = pad(filled, (reach, reach + fill)).unfold(1, 3 * reach, reach)  # (B, n_blocks, 3 * reach)
-    key_positions = torch.arange(3 * reach, device=q.device)
-    distance = key_positions[None] - key_positions[reach : 2 * reach, None]  # (reach, 3 * reach)
-    mask = keys[:, None, :, None, :] & (distance.abs() <= reach)  # (B, 1, n_blocks, reach, 3 * reach)
-    # A query that is padding may have no key at all, which would give NaN. It sees itself; its output is not used.
-    mask = mask | (distance == 0)
     # These are matrix products and not sdpa, whose fused kernel is slower at this size on a CPU, given a mask.
     scores = (q * (d**-0.5 if scale is None else scale)) @ k.transpose(-1, -2)
-    out = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1) @ v
+    out = torch.softmax(scores + bias, -1) @ v
     return out.reshape(B, H, n_blocks * reach, d)[:, :, :L]
+
+
+@functools.lru_cache(maxsize=4)
+def _biases(cu_seq_lens: bytes, window: int | None, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
+    """What is added to the scores of each dense group: 0, or -inf where a query does not see a key.
+
+    All layers with the same window need the same ones, so they are cached.
+
+    Args:
+        cu_seq_lens: of the batch, as for `_groups`.
+        window: one more than the tokens that are seen to each side; None to see the whole row.
+        dtype: of the scores.
+        device: of the scores.
+
+    Returns:
+        A tensor for each group, as `_whole_rows` or `_blocks` takes it; None where every query sees every key.
+    """
+    biases: list[Tensor | None] = []
+    for filled in _groups(cu_seq_lens).filled:
+        if window is not None and filled.shape[1] > _WHOLE_UP_TO_REACHES * (window - 1):
+            seen = _seen_in_blocks(filled, window)
+        else:
+            seen = _seen(filled, window)
+        with torch.inference_mode(False):  # as in `_groups`
+            hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).to(device)
+        biases.append(None if bool(seen.all()) else hidden)
+    return biases
+
+
+def _seen(filled: Tensor, window: int | None) -> Tensor:
+    """Which keys of a row each query sees, (B or 1, 1, L or 1, L) bool.
+
+    Args:
+        filled: (B, L) bool, False where a slot is padding.
+        window: as in `_biases`.
+    """
+    L = filled.shape[1]
+    if window is None or window >= L:
+        return filled[:, None, None, :]
+    position = torch.arange(L)
+    band = ((position[:, None] - position).abs() < window)[None, None]
+    if bool(filled.all()):
+        return band
+    # A query that is padding may have no key at all, which would give NaN. It sees itself; its output is not used.
+    return filled[:, None, None, :] & band | torch.eye(L, dtype=torch.bool)
+
+
+def _seen_in_blocks(filled: Tensor, window: int) -> Tensor:
+    """Which keys of its own block and of both neighbours each query sees, (B, 1, n_blocks, reach, 3 * reach) bool.
+
+    Args:
+        filled: (B, L) bool, False where a slot is padding.
+        window: as in `_biases`. Its reach, one less, is a block's length.
+    """
+    reach = window - 1
+    fill = -filled.shape[1] % reach
+    keys = pad(filled, (reach, reach + fill)).unfold(1, 3 * reach, reach)  # (B, n_blocks, 3 * reach)
+    key_positions = torch.arange(3 * reach)
+    distance = key_positions[None] - key_positions[reach : 2 * reach, None]  # (reach, 3 * reach)
+    # A query that is padding sees itself, as in `_seen`.
+    return keys[:, None, :, None, :] & (distance.abs() <= reach) | (distance == 0)
 
 
 def _padded(
@@ -267,12 +329,12 @@ class _Groups:
     Attributes:
         to_slots: (n_slots,) int64, the index of the token in each slot; T for padding.
         to_tokens: (T,) int64, the slot of each token.
-        shapes: number of rows and length of each group.
+        filled: (rows, length) bool of each group, False where a slot is padding.
     """
 
     to_slots: Tensor
     to_tokens: Tensor
-    shapes: list[tuple[int, int]]
+    filled: list[Tensor]
 
 
 @functools.lru_cache(maxsize=4)
@@ -285,21 +347,21 @@ def _groups(cu_seq_lens: bytes) -> _Groups:
     bounds: NDArray[np.int64] = np.frombuffer(cu_seq_lens, np.int32).astype(np.int64)
     starts, lengths, T = bounds[:-1], np.diff(bounds), int(bounds[-1])
     order = np.argsort(-lengths, kind="stable")
-    shapes, slots, first = [], [], 0
+    slots, filled, first = [], [], 0
     while first < len(order):
         longest = int(lengths[order[first]])
         last = int(np.searchsorted(-lengths[order], -longest * _SHORTEST_IN_GROUP + 4, side="right"))
         rows = order[first : max(last, first + 1)]
         position = np.arange(longest)
-        slots.append(np.where(position < lengths[rows, None], starts[rows, None] + position, T).ravel())
-        shapes.append((len(rows), longest))
+        filled.append(position < lengths[rows, None])
+        slots.append(np.where(filled[-1], starts[rows, None] + position, T).ravel())
         first += len(rows)
     to_slots = np.concatenate(slots)
     to_tokens = np.empty(T, np.int64)
     is_token = to_slots < T
     to_tokens[to_slots[is_token]] = np.flatnonzero(is_token)
     with torch.inference_mode(False):  # a cached tensor that was made in inference mode would be refused in training
-        return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), shapes)
+        return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), [*map(torch.from_numpy, filled)])
 
 
 class _Reorder(torch.autograd.Function):
