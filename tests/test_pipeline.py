@@ -1,23 +1,20 @@
 """The five scripts as users run them: five processes, another working folder, no hub."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers import ROOT, SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
+from forked import run_forked
+from helpers import SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
 from records import FOLDERS, fixture, names
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {
     "create_dataset": {
@@ -62,11 +59,6 @@ TINY = {
 }
 
 
-def run(script, folder, *flags):
-    command = [sys.executable, ROOT / script, *flags]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which all five phases ran."""
@@ -85,7 +77,8 @@ def finished(tmp_path_factory):
     teacher.tokenizer.save_pretrained(folder / "big")
     write_set(folder / "evaluation")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    results = [run(script, folder, "--config", "tiny.yaml") for script in SCRIPTS]
+    said = tmp_path_factory.mktemp("said")
+    results = [run_forked(script, folder, said, "--config", "tiny.yaml") for script in SCRIPTS]
     for script, result in zip(SCRIPTS, results, strict=True):
         assert result.returncode == 0, f"{script}: {result.stdout}{result.stderr}"
     return folder, results
