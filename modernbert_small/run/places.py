@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import SoftFileLock, Timeout
 
-from modernbert_small.run.durable import sync_folder
+from modernbert_small.run.durable import sync_file, sync_folder
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import RUN_FILE
 
@@ -71,6 +71,15 @@ def require_apart(final: Path, inputs: Mapping[str, str], flag: str) -> None:
             )
 
 
+def lock_holder(path: Path) -> str:
+    """Who holds a lock, by a file with the number of a process and the name of its host, a line each."""
+    try:
+        process, host = path.read_text(encoding="utf-8").split("\n")[:2]
+    except (OSError, ValueError):
+        return "an unknown process"
+    return f"process {process} on {host}"
+
+
 class OutputLock:
     """Keeps two runs from writing one artefact.
 
@@ -94,11 +103,11 @@ class OutputLock:
         except Timeout as error:
             if self._lock.is_lock_held_by_us:  # of an earlier try in this process, which an error ended
                 return
-            process, host, *_ = [*self._path.read_text(encoding="utf-8").split("\n"), "?", "?"]
             raise UserError(
-                f"{flag}: process {process} on {host} is writing this folder; wait until it ends, or, if it runs no "
+                f"{flag}: {lock_holder(self._path)} is writing this folder; wait until it ends, or, if it runs no "
                 f"more, remove {self._path}"
             ) from error
+        sync_file(self._path)  # after a power cut an empty lock would not tell whether its process is gone
 
     def check(self, flag: str) -> None:
         """Refuse if another process holds the lock; nothing is written.
@@ -129,6 +138,7 @@ def publish_folder(folder: Path, final: Path) -> None:
     if not final.exists():
         folder.rename(final)
     elif _exchange(folder, final):
+        sync_folder(final.parent)  # else, after a power cut, the final name could be that of the folder removed here
         shutil.rmtree(folder)
     else:
         aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
