@@ -20,7 +20,7 @@ def test_killed_and_run_again(inputs, phase, capsys):  # noqa: F811
     while tally.tried < KILLS:
         forget(folder)
         kills = 0
-        for _ in range(chance.randint(1, 4)):
+        for _ in range(chance.randint(1, 8)):
             if not attempt(folder, job, chance.uniform(0, seconds)):
                 break
             kills += 1

@@ -12,6 +12,7 @@ came by a rename, its earlier name, and the file that it replaced, come back. Wh
 removed and come back, which the real disk has.
 """
 
+import filecmp
 import json
 import os
 import random
@@ -33,7 +34,7 @@ from soak_jobs import (
     undisturbed,
 )
 
-CUTS = 40  # of each phase and disk
+CUTS = 20  # of each phase and disk
 OPTIONS = "loop,noauto_da_alloc,commit=300,noinit_itable"
 
 
@@ -47,7 +48,7 @@ class RealDisk:
         self._image, self._first = place / "disk.img", place / "first.img"
         self.folder.mkdir(parents=True)
         with self._image.open("wb") as image:
-            image.truncate(256 << 20)
+            image.truncate(64 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", self._image], check=True)
         self._mount()
         for path in inputs.iterdir():
@@ -60,14 +61,18 @@ class RealDisk:
         subprocess.run(["mount", "-o", OPTIONS, self._image, self.folder], check=True)
 
     def _unmount(self):
-        subprocess.run(["umount", self.folder], check=True)
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
 
     def _copy(self, image):
-        """Put a copy of an image into the disk's place."""
-        subprocess.run(["cp", "--sparse=always", image, self._place / "copy.img"], check=True)
+        """Put a copy of an image into the disk's place. One that was written to while it was copied is copied again."""
+        copy = self._place / "copy.img"
+        while True:
+            subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+            if filecmp.cmp(image, copy, shallow=False):
+                break
         if os.path.ismount(self.folder):
             self._unmount()
-        (self._place / "copy.img").replace(self._image)
+        copy.replace(self._image)
         self._mount()
 
     def fresh(self):
