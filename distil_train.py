@@ -48,7 +48,7 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
-from modernbert_small.run.records import RUN_FILE, read_run
+from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
@@ -207,6 +207,8 @@ def distil(
 def write_report_and_upload(args: DistilTrainArguments) -> None:
     """For a model that is finished already: write its report if a run was killed before it, and upload."""
     if rank() == 0 and not Path(args.output_dir, REPORT_FILE).exists():
+        for path in temporary_files(Path(args.output_dir), REPORT_FILE):
+            path.unlink()
         write_report(args.output_dir)
     upload = prepare_upload(args)
     upload(args.output_dir)

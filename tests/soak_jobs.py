@@ -159,7 +159,7 @@ def assert_same(whole, cut, to_the_byte=True):
         }
         for out in (whole, cut)
     )
-    assert names == others
+    assert names == others, f"not in both: {sorted(names ^ others)}"
     for name in names:
         if name.endswith(".parquet") and to_the_byte:
             assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
@@ -183,7 +183,8 @@ def assert_same(whole, cut, to_the_byte=True):
         "skipped_steps",
         "tokens",
     ):
-        assert records[0].get(name) == records[1].get(name), name
+        first, second = (record.get(name) for record in records)
+        assert first == second, f"{name}: {first}, {second}"
 
 
 def assert_equal_to_rounding(*tables):

@@ -297,14 +297,59 @@ def test_another_runs_work_in_progress_is_not_taken_for_a_strangers(tmp_path, mo
 
 
 def test_a_lock_is_on_the_disk_before_the_work_begins(tmp_path, monkeypatch):
-    """An empty lock, which a power cut may leave, would hold for ever: it does not name a process that is gone."""
     synced = []
     monkeypatch.setattr(places, "sync_file", lambda path: synced.append(path.read_text().split()[0]))
     begin("phase", str(tmp_path / "out"), {"seed": 1}, {}).start()
     assert synced == [str(os.getpid())]
-    (tmp_path / "cut.lock").touch()
-    with pytest.raises(UserError, match=r"an unknown process is writing this folder.* remove .*cut\.lock"):
-        begin("phase", str(tmp_path / "cut"), {"seed": 1}, {})
+
+
+def test_an_empty_lock_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
+    """Its process is about to write its record, or was killed before it did."""
+    lock = tmp_path / "out.lock"
+    lock.touch()
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        lock.write_text(f"{os.getppid()}\n{socket.gethostname()}\n")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(UserError, match=rf"process {os.getppid()} on .* is writing this folder"):
+        begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    assert len(waited) == 1
+    monkeypatch.undo()
+    lock.write_text("")
+    monkeypatch.setattr(places, "_RECORD_SECONDS", 3)
+    make(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_killed_while_it_wrote_its_record_leaves_nothing_in_the_way(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / ".run.json.a1b2c3d4").touch()
+    run = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    run.start()
+    (run.folder / "shard").touch()
+    (run.folder / ".run.json.a1b2c3d4").touch()
+    make(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["out.txt", "run.json", "shard"]
+
+
+def test_the_record_of_a_folder_is_removed_last(tmp_path, monkeypatch):
+    """So that a kill leaves nothing that would be taken for a stranger's files."""
+    make(tmp_path / "out")
+    make(tmp_path / "out", settings={"seed": 2}, overwrite=True)
+    run = begin("phase", str(tmp_path / "half"), {"seed": 1}, {})
+    run.start()
+    for name in ("a", "z"):
+        (run.folder / name).mkdir()
+        (run.folder / name / "shard").touch()
+    removed, unlink = [], os.unlink
+    monkeypatch.setattr("os.unlink", lambda path, **place: (removed.append(Path(path).name), unlink(path, **place)))
+    make(tmp_path / "out", settings={"seed": 3}, overwrite=True)
+    begin("phase", str(tmp_path / "half"), {"seed": 2}, {}, overwrite=True).start()
+    removed = [name for name in removed if not name.endswith(".lock")]
+    assert removed == ["out.txt", "run.json", "shard", "shard", "run.json"]
 
 
 def test_an_old_artefact_is_removed_when_the_new_names_are_on_the_disk(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from modernbert_small.run.places import (
     output_folder,
     own_entries,
     publish_folder,
+    remove_artefact,
     require_apart,
     working_folder,
 )
 from modernbert_small.run.processes import rank, wait_for_all, world_size
-from modernbert_small.run.records import RUN_FILE, git_state, read_run, versions, write_json
+from modernbert_small.run.records import RUN_FILE, git_state, read_run, temporary_files, versions, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +98,17 @@ class Run:
         """The folder to write in, with what is kept of earlier work."""
         if self.damaged:
             logger.info("making again in %s: %s", self.output_dir, ", ".join(self.damaged))
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_artefact(self.folder)
             self.output_dir.rename(self.folder)
             for name in self.damaged:
                 (self.folder / name).unlink(missing_ok=True)
         elif self.resumed:
             logger.info("going on with the interrupted run in %s", self.folder)
         else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_artefact(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in temporary_files(self.folder):
+            path.unlink()
         write_json(self.folder / RUN_FILE, self.record)
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
