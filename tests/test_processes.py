@@ -18,6 +18,8 @@ from test_retrieval import write_set
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
 LAUNCH = ROOT / "tests" / "launch.py"
+# On the CPU: a machine may have one GPU, and only on a CPU are sums the same to the byte.
+CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
 
@@ -65,7 +67,7 @@ def one_and_two(folder):
     (folder / "two.json").write_text(json.dumps(jobs("two", 128, "one")))
     for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
         command = [*launcher, LAUNCH, f"{name}.json"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=CPU, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "one", folder / "two"
 
@@ -98,9 +100,8 @@ def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
 def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):
     _, flags = next((constants, flags) for script, constants, flags in jobs("lost", 128) if script == PHASE_3)
     flags = [*flags, "--num_train_epochs", "500", "--logging_steps", "1000", "--eval_steps", "10000"]
-    run = subprocess.Popen(
-        [*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, env=CPU, **output)
     partial = folder / "lost" / "mlm.partial"
     while not list(partial.glob("checkpoint-*")) and run.poll() is None:
         time.sleep(0.1)
