@@ -97,6 +97,36 @@ def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
         np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
 
 
+WAITS_IN_C = """
+import ctypes
+from modernbert_small.run import processes
+from modernbert_small.run.script import run_script
+
+def main():
+    mutex = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    libc.pthread_mutex_lock(mutex)
+
+processes._SECONDS_TO_END = 1
+run_script(main)
+"""
+
+
+def test_a_process_that_waits_in_c_for_a_dead_one_ends_soon_after_sigterm():
+    """As one does in an NCCL kernel, where no signal handler of Python runs."""
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = CPU | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    run = subprocess.Popen([sys.executable, "-c", WAITS_IN_C, "--flag"], cwd=ROOT, env=environment, **output)
+    assert run.stdout.readline() == "waiting\n"
+    run.terminate()
+    _, said = run.communicate(timeout=20)
+    assert run.returncode == 1
+    (line,) = said.splitlines()
+    assert line.startswith("error: another process of this run has ended; what was saved is kept; go on with: torchrun")
+
+
 def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):
     _, flags = next((constants, flags) for script, constants, flags in jobs("lost", 128) if script == PHASE_3)
     flags = [*flags, "--num_train_epochs", "500", "--logging_steps", "1000", "--eval_steps", "10000"]
