@@ -12,6 +12,14 @@ from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 
 VOCABULARY = 100
+LENGTHS = [
+    [1, 7, 512, 300, 2, 1024, 30, 200],
+    [63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193],  # around the window's reach and its multiples
+    [1],
+    [1, 1, 1],
+    [1024],
+    [40] * 9,
+]
 
 
 def small_model(seed: int = 0) -> ModernBertModel:
@@ -50,17 +58,7 @@ def random_rows(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths]
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        [1, 7, 512, 300, 2, 1024, 30, 200],
-        [63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193],  # around the window's reach and its multiples
-        [1],
-        [1, 1, 1],
-        [1024],
-        [40] * 9,
-    ],
-)
+@pytest.mark.parametrize("lengths", LENGTHS)
 def test_hidden_states_and_gradients_equal_padded_sdpa(lengths: list[int]) -> None:
     rows = random_rows(lengths)
     gradients = []

@@ -24,6 +24,17 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
 
 
+def write_corpus(folder):
+    """A corpus of 120 random texts in `folder / "corpus"`."""
+    rng = np.random.default_rng(0)
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    texts = [" ".join(rng.choice(words, rng.integers(3, 25))) for _ in range(120)]
+    (folder / "corpus").mkdir()
+    for split, rows in (("train", texts[:100]), ("validation", texts[100:])):
+        table = pa.table({"text": rows, "source": ["own"] * len(rows), "kind": ["document"] * len(rows)})
+        pq.write_table(table, folder / "corpus" / f"{split}-00000-of-00001.parquet")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny corpus, student and teacher."""
@@ -32,13 +43,7 @@ def folder(tmp_path_factory):
     tiny_modernbert(folder / "init", teacher.tokenizer)
     teacher.tokenizer.save_pretrained(folder / "init")
     write_set(folder / "evaluation")
-    rng = np.random.default_rng(0)
-    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
-    texts = [" ".join(rng.choice(words, rng.integers(3, 25))) for _ in range(120)]
-    (folder / "corpus").mkdir()
-    for split, rows in (("train", texts[:100]), ("validation", texts[100:])):
-        table = pa.table({"text": rows, "source": ["own"] * len(rows), "kind": ["document"] * len(rows)})
-        pq.write_table(table, folder / "corpus" / f"{split}-00000-of-00001.parquet")
+    write_corpus(folder)
     return folder
 
 
