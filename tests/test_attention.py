@@ -8,10 +8,20 @@ from hypothesis import strategies as st
 from transformers import ModernBertConfig, ModernBertModel
 
 from modernbert_small.packed import attention
-from modernbert_small.packed.attention import choose_attn_implementation, use_packed_attention
+from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 
 VOCABULARY = 100
+LENGTHS = [
+    [1, 7, 512, 300, 2, 1024, 30, 200],
+    [63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193],  # around the window's reach and its multiples
+    [255, 256, 257, 258, 320, 321],  # sliding windows are a band in rows of up to 256 tokens, blocks in longer ones
+    [256, 256],
+    [1],
+    [1, 1, 1],
+    [1024],
+    [40] * 9,
+]
 
 
 def small_model(seed: int = 0) -> ModernBertModel:
@@ -38,7 +48,8 @@ def padded(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tenso
 
 
 def packed(model: ModernBertModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    use_packed_attention(model, "auto", model.device)
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(model.device.type) else torch.float32
+    use_packed_attention(model, "auto", model.device, dtype)
     features = packed_features(torch.cat(rows).numpy(), np.array([len(row) for row in rows]))
     features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
     return list(model(**features).last_hidden_state[0].split([len(row) for row in rows]))
@@ -49,19 +60,7 @@ def random_rows(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths]
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        [1, 7, 512, 300, 2, 1024, 30, 200],
-        [63, 64, 65, 66, 127, 128, 129, 191, 192, 193],  # around the window's reach and its multiples
-        [255, 256, 257, 258, 320, 321],  # sliding windows are a band in rows of up to 256 tokens, blocks in longer ones
-        [256, 256],
-        [1],
-        [1, 1, 1],
-        [1024],
-        [40] * 9,
-    ],
-)
+@pytest.mark.parametrize("lengths", LENGTHS)
 def test_hidden_states_and_gradients_equal_padded_sdpa(lengths: list[int]) -> None:
     rows = random_rows(lengths)
     gradients = []
@@ -123,18 +122,11 @@ def test_padded_input_keeps_its_mask() -> None:
     model, rows = small_model(), random_rows([5, 90])
     with torch.no_grad():
         expected = padded(model, rows)
-        use_packed_attention(model, "auto", torch.device("cpu"))
+        use_packed_attention(model, "auto", torch.device("cpu"), torch.float32)
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = (torch.arange(90) < torch.tensor([[5], [90]])).long()
         hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(hidden[0, :5], expected[0], atol=1e-5, rtol=1e-5)
-
-
-def test_cuda_kernels_are_refused_on_the_cpu() -> None:
-    for name in ("varlen", "flash_attention_2"):
-        with pytest.raises(ValueError, match="needs a CUDA device"):
-            choose_attn_implementation(name, torch.device("cpu"))
-    assert choose_attn_implementation("auto", torch.device("cpu"))[0] == "packed_sdpa"
 
 
 def test_groups_that_were_made_in_inference_mode_serve_training() -> None:
