@@ -130,7 +130,7 @@ class Tally:
         try:
             yield
         except AssertionError as error:
-            self.lost.append(f"{what}: {str(error)[:1500]}")
+            self.lost.append(f"{what}: {str(error)[:6000]}")
 
     def report(self, attack: str, capsys: Any, notes: str = "") -> None:
         """Print the attack's line, and fail if anything was lost."""

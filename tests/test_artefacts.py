@@ -303,6 +303,20 @@ def test_a_lock_is_on_the_disk_before_the_work_begins(tmp_path, monkeypatch):
     assert synced == [str(os.getpid())]
 
 
+def test_a_lock_that_another_run_takes_at_once_stays(tmp_path, monkeypatch):
+    run = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    run.start()
+    release, others = run._lock._lock.release, f"{os.getppid()}\n{socket.gethostname()}\n"
+
+    def release_and_lose():
+        release()
+        (tmp_path / "out.lock").write_text(others)
+
+    monkeypatch.setattr(run._lock._lock, "release", release_and_lose)
+    run.finish({})
+    assert (tmp_path / "out.lock").read_text() == others
+
+
 def test_an_empty_lock_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
     """Its process is about to write its record, or was killed before it did."""
     lock = tmp_path / "out.lock"

@@ -321,9 +321,14 @@ def _read_own(folder: Path, phase: str, flag: str) -> dict[str, Any]:
 
 def _times(final: Path, partial: Path) -> tuple[int | None, int | None]:
     """When the records of a finished and of an unfinished artefact were written, None for those that are not there."""
-    files = (final / RUN_FILE, partial / RUN_FILE)
-    first, second = (file.stat().st_mtime_ns if file.exists() else None for file in files)
-    return first, second
+    return _time(final / RUN_FILE), _time(partial / RUN_FILE)
+
+
+def _time(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -161,9 +161,10 @@ class OutputLock:
             self.release()
 
     def release(self) -> None:
-        """Let others write."""
+        """Let others write. A lock that an earlier try in this process took is removed, but not one of another run."""
         self._lock.release()
-        self._path.unlink(missing_ok=True)
+        if self._lock.is_lock_held_by_us:
+            self._path.unlink(missing_ok=True)
 
 
 def publish_folder(folder: Path, final: Path) -> None:
