@@ -270,11 +270,8 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     Raises:
         UserError: it cannot be reached, has no such config or no split `train`, or has files outside its folder.
     """
-    here = Path(location).exists()
-    folder = location
     try:
-        if not here and constants.HF_HUB_OFFLINE:
-            folder = snapshot_download(location, repo_type="dataset", local_files_only=True)
+        folder = _local_folder(location) or location
         builder = load_dataset_builder(folder, config)
         if Path(folder).exists():
             files = chain.from_iterable((builder.config.data_files or {}).values())
@@ -285,17 +282,7 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
         if is_own(error):
             raise
         logger.debug("--sources %s", name, exc_info=True)
-        if here:
-            of_config = f" of config {config}" if config else ""
-            why = f"cannot be opened ({reason(error)}); expected split train{of_config}"
-        elif constants.HF_HUB_OFFLINE:
-            why = (
-                "no such folder here, HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with "
-                f"`hf download --repo-type dataset {location}`, or pass --sources {name}=<local path>"
-            )
-        else:
-            why = f"no such folder here, and {why_the_hub_failed(error)}, or pass --sources {name}=<local path>"
-        raise UserError(f"--sources {name}: {location}: {why}") from error
+        raise UserError(f"--sources {name}: {location}: {_why_not(name, location, config, error)}") from error
 
     def values(wanted: Sequence[str], seed: int | None) -> Values:
         if isinstance(builder.config, ParquetConfig):
@@ -312,3 +299,30 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
             yield from zip(*(table[column].to_pylist() for column in wanted), strict=True)
 
     return Table(columns, values)
+
+
+def _local_folder(location: str) -> str | None:
+    """A dataset's folder on this machine: the one that was named, or offline the hub's cache of it.
+
+    Raises:
+        LocalEntryNotFoundError: offline, and the cache has none.
+    """
+    if Path(location).exists():
+        return location
+    if constants.HF_HUB_OFFLINE:
+        return snapshot_download(location, repo_type="dataset", local_files_only=True)
+    return None
+
+
+def _why_not(name: str, location: str, config: str | None, error: Exception) -> str:
+    """Why a dataset cannot be opened, and what to do."""
+    if Path(location).exists():
+        of_config = f" of config {config}" if config else ""
+        return f"cannot be opened ({reason(error)}); expected split train{of_config}"
+    or_path = f"or pass --sources {name}=<local path>"
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "no such folder here, HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with "
+            f"`hf download --repo-type dataset {location}`, {or_path}"
+        )
+    return f"no such folder here, and {why_the_hub_failed(error)}, {or_path}"
