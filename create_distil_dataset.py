@@ -30,7 +30,7 @@ from modernbert_small.label.teacher import reduce_teacher, with_projection
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
-from modernbert_small.run.devices import best_device, peak_memory_bytes
+from modernbert_small.run.devices import best_device, bf16_autocast, compute_dtype, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.places import overlap
@@ -89,8 +89,8 @@ class DistilDatasetArguments:
         if self.tokens_per_batch < 1:
             found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
         try:
-            choose_attn_implementation(self.attn_implementation, best_device())
-        except ValueError as error:
+            choose_attn_implementation(self.attn_implementation, best_device(), compute_dtype(best_device()))
+        except UserError as error:
             found.append(str(error))
         return found
 
@@ -154,7 +154,8 @@ def save_reduced_teacher(
     """Reduce the teacher, write it and finish its run."""
     reduced, report = reduce_if_wider(teacher, args, sample_file)
     require_finite(reduced, "the reduced teacher")
-    reduced.save_pretrained(str(run.folder))
+    with bf16_autocast(best_device()):  # the card that is written too embeds examples
+        reduced.save_pretrained(str(run.folder))
     run.finish({"projection": report})
 
 

@@ -89,7 +89,7 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
     """The student with packed attention, as wide as the teacher."""
     flag = "--model_name_or_path"
-    student = load_mean_pooled(flag, args.model_name_or_path, args.max_seq_length)
+    student = load_mean_pooled(flag, args.model_name_or_path, args.max_seq_length, str(args.device))
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
         raise UserError(
@@ -104,7 +104,7 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
             f"--embedding_dim {student.get_embedding_dimension()}"
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
-    use_packed_attention(encoder, args.attn_implementation, args.device)
+    use_packed_attention(encoder, args.attn_implementation, args.device, args.compute_dtype)
     return student
 
 
@@ -217,7 +217,7 @@ def main() -> None:
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
     teacher = load_sentence_transformer(
-        "--teacher_name_or_path", args.teacher_name_or_path, trust_remote_code=args.trust_remote_code
+        "--teacher_name_or_path", args.teacher_name_or_path, str(args.device), args.trust_remote_code
     )
     student = load_student(args, teacher)
     sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)

@@ -236,7 +236,7 @@ def start_student(
     )
     student = phase.new_student(args, sizes, tokenizer)
     for model in (student, teacher):
-        use_packed_attention(model.to(device()), "auto", device())
+        use_packed_attention(model.to(device()), "auto", device(), torch.float32)
     batches = sample_batches(dataset, SAMPLE_TOKENS, seed, device()) if variant.init == "all_layers" else ()
     if variant.without:
         projection, kept = transfer_without(variant.without, student, teacher, batches)
@@ -331,6 +331,7 @@ def run_variant(job: tuple[str, int, Path, Path, Sizes, int]) -> None:
         seed=seed,
         **QUIET,
     )
+    use_packed_attention(student, "auto", args.device, args.compute_dtype)
     student.sparse_prediction = True
     student.loss_function = phase.masked_cross_entropy
     trainer_class = soft_trainer(phase.MaskedLMTrainer, teacher) if variant.soft else phase.MaskedLMTrainer

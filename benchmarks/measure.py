@@ -2,7 +2,8 @@
 
 speed.py runs this. To run it alone, from the root of the repository, with a folder that prepare.py wrote:
 
-    python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 4 --rows 64 --result r.json
+    python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 16 --rows 64 \
+        --warm_up_rows 16 --result r.json
 """
 
 import argparse
@@ -46,9 +47,10 @@ def main() -> None:
     parser.add_argument("--first", type=int, required=True, help="first row of the corpus to run on")
     parser.add_argument("--rows", type=int, required=True, help="number of rows to run on")
     parser.add_argument("--result", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--warm_up_rows", type=int, required=True, help="the corpus's first rows, which are not timed")
     parser.add_argument("--cuda", action="store_true", help="use a GPU's batch sizes, and measure its memory")
     args = parser.parse_args()
-    workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda)
+    workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda, args.warm_up_rows)
     if args.what.startswith("corpus"):
         module, function = "corpus", args.side + args.what.removeprefix("corpus")
     else:

@@ -81,7 +81,7 @@ def distillation(workload: Workload) -> Measurement:
         **QUIET,
     )
     student = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH)
-    use_packed_attention(student[0].auto_model, args.attn_implementation, args.device)
+    use_packed_attention(student[0].auto_model, args.attn_implementation, args.device, args.compute_dtype)
     positions = Positions(student[0].auto_model)
 
     def train(warm_up: bool) -> float:

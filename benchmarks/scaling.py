@@ -37,6 +37,7 @@ from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import IGNORED
+from modernbert_small.run.devices import compute_dtype
 from modernbert_small.run.tables import markdown_table
 
 PHASES = ("mlm", "labels", "distillation")
@@ -158,7 +159,7 @@ class Steps:
         self.optimizers = {}
         for phase, model in self.models.items():
             model.to(device())
-            use_packed_attention(model, "auto", device())
+            use_packed_attention(model, "auto", device(), compute_dtype(device()))
             self.optimizers[phase] = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step(self, phase: str, inputs: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsInt
 
 ROOT = Path(__file__).parent.parent
 MAX_SEQ_LENGTH = 1024
@@ -19,7 +19,6 @@ TEACHER_WIDTH, STUDENT_WIDTH = 768, 384
 # Rows of a usual batch, which are drawn at random.
 MLM_ROWS_PER_BATCH, DISTILLATION_ROWS_PER_BATCH, ENCODE_ROWS_PER_BATCH = 16, 64, 32
 MLM_PROBABILITY = 0.3
-WARM_UP_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Workload:
         first: the first row of the corpus to run on.
         rows: the number of rows to run on.
         cuda: whether to use the GPU's batch sizes.
+        warm_up_rows: the corpus's first rows, which are run once before the clock starts.
     """
 
     folder: Path
@@ -39,10 +39,11 @@ class Workload:
     first: int
     rows: int
     cuda: bool = False
+    warm_up_rows: int = 0
 
     def slice(self, warm_up: bool = False) -> tuple[int, int]:
         """The first row and the one after the last; the warm-up has the corpus's first rows, which are not timed."""
-        return (0, WARM_UP_ROWS) if warm_up else (self.first, self.first + self.rows)
+        return (0, self.warm_up_rows) if warm_up else (self.first, self.first + self.rows)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -86,7 +87,8 @@ class Positions:
     """Counts the tokens and the positions, padding included, that a model is called on."""
 
     def __init__(self, model: Model) -> None:
-        self.tokens = self.positions = 0
+        self.positions = 0
+        self._tokens: list[SupportsInt] = []  # numbers, or scalars on the device, which are not waited for
         # A forward hook would not do: sentence-transformers calls `forward` itself, which runs no hooks.
         model.forward = self._counting(model.forward)
 
@@ -97,14 +99,20 @@ class Positions:
         def counted(*args: Any, **inputs: Any) -> object:
             mask = inputs.get("attention_mask")
             self.positions += inputs["input_ids"].numel()
-            self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            self._tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
             return forward(*args, **inputs)
 
         return counted
 
     def reset(self) -> None:
         """Begin counting at zero again, after the warm-up."""
-        self.tokens = self.positions = 0
+        self.positions = 0
+        self._tokens.clear()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, without padding, the model was called on; waits for the device."""
+        return sum(map(int, self._tokens))
 
 
 def load_script(path: str) -> ModuleType:

@@ -155,7 +155,7 @@ def sample_corpus(
     """Packed, masked batches for all_layers; the models are made ready to read them."""
     device = best_device()
     for model in models:
-        use_packed_attention(model.to(device), "packed_sdpa", device)  # in float32, which flash kernels do not take
+        use_packed_attention(model.to(device), "auto", device, torch.float32)
     store = tokenize_split(args.train_file, "train", "text", tokenizer, args.max_position_embeddings)
     return sample_batches(MaskedLMDataset(store, tokenizer, MLM_PROBABILITY), SAMPLE_TOKENS, args.seed, device)
 

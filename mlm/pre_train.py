@@ -88,7 +88,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
     require_finite(student, f"{flag} {args.model_name_or_path}")
     student.sparse_prediction = True  # computes logits only for tokens that have a label
     student.loss_function = masked_cross_entropy
-    use_packed_attention(student, args.attn_implementation, args.device)
+    use_packed_attention(student, args.attn_implementation, args.device, args.compute_dtype)
     return student, tokenizer
 
 

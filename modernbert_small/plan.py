@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, ModernBertConfig, ModernBertForMaskedLM, PreTrainedConfig
 
 from modernbert_small.initialise.guide import student_config
-from modernbert_small.packed.flops import PEAK_RATES, training_flops_per_token
+from modernbert_small.packed.flops import PEAK_RATES, find_gpu, training_flops_per_token
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_config
 from modernbert_small.run.recipe import full_recipe, require_equal_widths
@@ -185,16 +185,16 @@ def plan(
     return costs, [text for text in assumed if text is not None]
 
 
-def find_gpu(name: str) -> tuple[str, float]:
+def rate_of(name: str) -> tuple[str, float]:
     """A GPU's name and its bf16 rate in FLOP/s.
 
     Raises:
         UserError: the GPU is not in the table.
     """
-    for known, rate in PEAK_RATES.items():
-        if known.lower() in name.lower():
-            return known, rate
-    raise UserError(f"--gpu {name}: its rate is not known; expected one of {', '.join(PEAK_RATES)}")
+    known = find_gpu(name)
+    if known is None:
+        raise UserError(f"--gpu {name}: its rate is not known; expected one of {', '.join(PEAK_RATES)}")
+    return known, PEAK_RATES[known]
 
 
 def format_plan(costs: Sequence[PhaseCost], peak: float) -> str:
@@ -235,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print what a recipe costs."""
     args = parse_arguments()
-    gpu, peak = find_gpu(args.gpu)
+    gpu, peak = rate_of(args.gpu)
     recipe = full_recipe(args.recipe)
     require_equal_widths(args.recipe, recipe)
     count, tokens, lengths, source = corpus_size(recipe["pre_train"]["train_file"], args.rows, args.tokens)

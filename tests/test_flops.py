@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert_small.packed.flops import peak_flops_per_second, training_flops_per_token
+from modernbert_small.packed.flops import PEAK_RATES, peak_flops_per_second, training_flops_per_token
 
 
 def config(**changes):
@@ -40,3 +40,32 @@ def test_sliding_layers_count_the_keys_in_reach():
 
 def test_a_cpu_has_no_known_peak_rate():
     assert peak_flops_per_second(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", None),  # slower than an H100 SXM
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),  # a seventh of an A100
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", None),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40", None),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpus_rate_is_its_own_and_not_that_of_one_with_a_similar_name(monkeypatch, name, known):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops_per_second(torch.device("cuda")) == PEAK_RATES.get(known)

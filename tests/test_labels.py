@@ -1,11 +1,14 @@
 """Labels against SentenceTransformer.encode, for packed and padded teachers, prompts and any budget; damaged ones."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import SENTENCES, tiny_sentence_transformer
+from helpers import SENTENCES, load_script, tiny_sentence_transformer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from test_durable import WAYS, contents, spoil
 
@@ -171,3 +174,26 @@ def test_a_damaged_copy_of_labels_is_named_and_made_again(tmp_path, caplog, name
     assert contents(made) == before
     (said,) = [message for message in caplog.messages if "is made again" in message]
     assert name in said
+
+
+def test_the_card_of_the_reduced_teacher_embeds_its_examples_in_bf16(tmp_path, monkeypatch):
+    """On a GPU the reduced teacher may have been given kernels that do not compute in float32."""
+    phase, teacher, said = (
+        load_script("create_distil_dataset.py"),
+        tiny_sentence_transformer(tmp_path, "modernbert"),
+        [],
+    )
+
+    def encode(self, *args, **kwargs):
+        said.append(torch.is_autocast_enabled("cpu"))
+        return encode_as_it_is(self, *args, **kwargs)
+
+    encode_as_it_is = SentenceTransformer.encode
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    monkeypatch.setattr(devices, "has_bf16", lambda device: True)
+    run = SimpleNamespace(folder=tmp_path / "reduced", finish=lambda measurements: None)
+    args = phase.DistilDatasetArguments(embedding_dim=24)
+    phase.save_reduced_teacher(run, teacher, args, tmp_path / "sample.npz")
+    assert said
+    assert all(said)
+    assert (tmp_path / "reduced" / "README.md").exists()

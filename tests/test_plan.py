@@ -16,10 +16,10 @@ from modernbert_small.plan import (
     PhaseCost,
     corpus_size,
     count_parameters,
-    find_gpu,
     format_plan,
     forward_flops_per_token,
     plan,
+    rate_of,
     teacher_config,
 )
 from modernbert_small.run.errors import UserError
@@ -156,8 +156,8 @@ def test_what_cannot_be_planned_is_one_line(tmp_path, monkeypatch, text, flags, 
 
 
 def test_names():
-    assert find_gpu("NVIDIA H100 PCIe") == ("H100 PCIe", 756e12)
-    assert find_gpu("l40s")[0] == "L40S"
+    assert rate_of("NVIDIA H100 PCIe") == ("H100 PCIe", 756e12)
+    assert rate_of("l40s")[0] == "L40S"
     with pytest.raises(UserError, match=r"--gpu TPU: its rate is not known; expected one of B200"):
-        find_gpu("TPU")
+        rate_of("TPU")
     assert teacher_config(str(Path("nowhere")))[1].startswith("nowhere cannot be read here")

@@ -18,6 +18,8 @@ from test_retrieval import write_set
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
 LAUNCH = ROOT / "tests" / "launch.py"
+# On the CPU: a machine may have one GPU, and only on a CPU are sums the same to the byte.
+CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
 
@@ -65,7 +67,7 @@ def one_and_two(folder):
     (folder / "two.json").write_text(json.dumps(jobs("two", 128, "one")))
     for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
         command = [*launcher, LAUNCH, f"{name}.json"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=CPU, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "one", folder / "two"
 
@@ -95,12 +97,41 @@ def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
         np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
 
 
+WAITS_IN_C = """
+import ctypes
+from modernbert_small.run import processes
+from modernbert_small.run.script import run_script
+
+def main():
+    mutex = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    libc.pthread_mutex_lock(mutex)
+
+processes._SECONDS_TO_END = 1
+run_script(main)
+"""
+
+
+def test_a_process_that_waits_in_c_for_a_dead_one_ends_soon_after_sigterm():
+    """As one does in an NCCL kernel, where no signal handler of Python runs."""
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = CPU | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    run = subprocess.Popen([sys.executable, "-c", WAITS_IN_C, "--flag"], cwd=ROOT, env=environment, **output)
+    assert run.stdout.readline() == "waiting\n"
+    run.terminate()
+    _, said = run.communicate(timeout=20)
+    assert run.returncode == 1
+    (line,) = said.splitlines()
+    assert line.startswith("error: another process of this run has ended; what was saved is kept; go on with: torchrun")
+
+
 def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):
     _, flags = next((constants, flags) for script, constants, flags in jobs("lost", 128) if script == PHASE_3)
     flags = [*flags, "--num_train_epochs", "500", "--logging_steps", "1000", "--eval_steps", "10000"]
-    run = subprocess.Popen(
-        [*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, env=CPU, **output)
     partial = folder / "lost" / "mlm.partial"
     while not list(partial.glob("checkpoint-*")) and run.poll() is None:
         time.sleep(0.1)

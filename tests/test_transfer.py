@@ -54,7 +54,7 @@ def model(width, layers=4, heads=4, neurons=20, seed=0, norms=True):
                 value.uniform_(0.5, 1.5)
             if "bias" in name:
                 value.normal_()
-    use_packed_attention(made, "auto", torch.device("cpu"))
+    use_packed_attention(made, "auto", torch.device("cpu"), torch.float32)
     return made
 
 

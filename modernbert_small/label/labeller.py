@@ -19,7 +19,7 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.tokens import text_tokenizer
-from modernbert_small.run.devices import bf16_autocast
+from modernbert_small.run.devices import bf16_autocast, compute_dtype
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
 
@@ -101,7 +101,7 @@ class Labeller:
         transformer = teacher[0].auto_model
         self.packed = transformer.config.model_type == "modernbert"
         if self.packed:
-            use_packed_attention(transformer, attn_implementation, device)
+            use_packed_attention(transformer, attn_implementation, device, compute_dtype(device))
         self.truncated, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
 
     @property

@@ -10,6 +10,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
 from modernbert_small.run.devices import best_device, has_bf16
+from modernbert_small.run.errors import UserError
 
 # The Trainer has these settings, but packed batches do not use them.
 _UNUSED = {
@@ -31,7 +32,7 @@ class PackedTrainingArguments(TrainingArguments):
     )
     attn_implementation: str = field(
         default="auto",
-        metadata={"help": f"one of {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes the fastest for the device"},
+        metadata={"help": f"one of {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes the fastest that can run"},
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; ModernBERT-family encoders want high rates"})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
@@ -62,6 +63,13 @@ class PackedTrainingArguments(TrainingArguments):
         """Fill in what depends on the hardware, then let TrainingArguments check itself."""
         _fill_in_hardware(self)
         super().__post_init__()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the model's matrix products run in, under the Trainer's autocast."""
+        if self.bf16:
+            return torch.bfloat16
+        return torch.float16 if self.fp16 else torch.float32
 
     def shared_problems(self, metrics: Sequence[str]) -> list[str]:
         """Problems with the settings, beyond those that TrainingArguments finds.
@@ -129,8 +137,8 @@ class PackedTrainingArguments(TrainingArguments):
         """Settings that this machine cannot run."""
         found = []
         try:
-            choose_attn_implementation(self.attn_implementation, self.device)
-        except ValueError as error:
+            choose_attn_implementation(self.attn_implementation, self.device, self.compute_dtype)
+        except UserError as error:
             found.append(str(error))
         if self.n_gpu > 1:
             found.append(

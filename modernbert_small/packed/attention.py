@@ -1,10 +1,10 @@
 """Attention over packed rows: the model computes no padding, and no row attends to another row.
 
-Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is flash-attn if it is
-installed, else PyTorch's own variable-length Flash Attention (`torch.nn.attention.varlen`), for which nothing has to
-be compiled. On CPU, rows of similar length are gathered into dense groups. A sliding window is a band of the whole
-row's scores in short rows, and is computed in blocks as long as its reach in long ones. Only attention computes the
-padding of these groups; the rest of the model computes the tokens alone.
+Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is PyTorch's own variable-length
+Flash Attention (`torch.nn.attention.varlen`). It computes in bf16 and fp16 alone, on GPUs from Ampere on, and for some
+widths of heads. Elsewhere, and on a CPU, rows of similar length are gathered into dense groups. A sliding window is a
+band of the whole row's scores in short rows, and is computed in blocks as long as its reach in long ones. Only attention
+computes the padding of these groups; the rest of the model computes the tokens alone.
 
 Both kernels are registered with transformers' AttentionInterface. For padded input, which has no `cu_seq_lens_q`, they
 call transformers' sdpa, so the same model serves `encode` and the evaluators.
@@ -13,7 +13,7 @@ B: rows. H: heads. T: tokens of all rows. L: tokens of a dense group's longest r
 """
 
 import functools
-import importlib.util
+import importlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+from modernbert_small.run.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -42,52 +45,88 @@ _WHOLE_UP_TO_REACHES = 4
 _DIMENSIONS_OF_BLOCKS = 5  # of the scores in blocks; those of whole rows have 4
 
 
-def choose_attn_implementation(requested: str, device: torch.device) -> tuple[str, str]:
-    """Choose an attention implementation for a device.
+def choose_attn_implementation(
+    requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None
+) -> tuple[str, str]:
+    """Choose an attention implementation.
 
     Args:
         requested: one of ATTN_IMPLEMENTATIONS.
         device: where the model runs.
+        dtype: in which it computes: under autocast autocast's, else that of the weights.
+        head_dim: width of a head; None while the model is not known yet.
 
     Returns:
         The implementation's name, and the reason for the choice.
 
     Raises:
-        ValueError: there is no such implementation, or it cannot run on the device.
+        UserError: there is no such implementation, or it cannot run so.
     """
     if requested not in ATTN_IMPLEMENTATIONS:
-        raise ValueError(f"attn_implementation: {requested}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
-    has_flash = importlib.util.find_spec("flash_attn") is not None
+        raise UserError(f"attn_implementation: {requested}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
+    if requested == "packed_sdpa":
+        return requested, "as asked"
+    lacking = _what_flash_lacks(device, dtype, head_dim)
     if requested == "auto":
-        if device.type != "cuda":
-            return "packed_sdpa", f"auto: on {device.type}"
-        return ("flash_attention_2", "auto: flash-attn is installed") if has_flash else ("varlen", "auto: on cuda")
-    if requested in ("varlen", "flash_attention_2") and device.type != "cuda":
-        raise ValueError(f"attn_implementation: {requested} needs a CUDA device, found {device.type}; use auto")
-    if requested == "flash_attention_2" and not has_flash:
-        raise ValueError("attn_implementation: flash_attention_2 needs the flash-attn package; use auto")
+        # Never flash-attn: varlen is the same algorithm, and nothing has to be compiled for it.
+        return ("varlen", "auto: on cuda") if lacking is None else ("packed_sdpa", f"auto: varlen needs {lacking}")
+    if lacking is None and requested == "flash_attention_2":
+        lacking = _what_flash_attn_lacks()
+    if lacking is not None:
+        raise UserError(f"attn_implementation: {requested} needs {lacking}; use auto")
     return requested, "as asked"
 
 
-def use_packed_attention(model: PreTrainedModel, requested: str, device: torch.device) -> str:
+def _what_flash_lacks(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
+    """What a Flash Attention kernel needs and does not find, or None if it can run.
+
+    References:
+        https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support
+    """
+    if device.type != "cuda":
+        return f"a CUDA device, found {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"a GPU of compute capability 8.0 or more, found {major}.{minor}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"bf16 or fp16, found {str(dtype).removeprefix('torch.')}"
+    if head_dim is not None and (head_dim % 8 or head_dim > 256):
+        return f"heads whose width is a multiple of 8 and at most 256, found {head_dim}"
+    return None
+
+
+def _what_flash_attn_lacks() -> str | None:
+    """What is wrong with the flash-attn package, or None if it can be used."""
+    if not is_flash_attn_2_available():  # flash-attn 4 has a package of this name too
+        return "the package flash-attn 2, which is not installed"
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError) as error:  # for example a wheel that was built for another version of torch
+        return f"a flash-attn that this torch can load, found: {error}"
+    return None
+
+
+def use_packed_attention(model: PreTrainedModel, requested: str, device: torch.device, dtype: torch.dtype) -> str:
     """Switch a model to packed attention.
 
     Args:
         model: modified.
         requested: one of ATTN_IMPLEMENTATIONS.
         device: where the model runs.
+        dtype: in which it computes: under autocast autocast's, else that of the weights.
 
     Returns:
         The name of the implementation that was chosen; it is logged too.
 
     Raises:
-        ValueError: there is no such implementation, or it cannot run on the device.
+        UserError: there is no such implementation, or it cannot run so.
     """
     AttentionInterface.register("varlen", varlen_attention)
     AttentionInterface.register("packed_sdpa", packed_sdpa_attention)
     for name in ("varlen", "packed_sdpa"):
         AttentionMaskInterface.register(name, _mask_for_padded_input)
-    name, reason = choose_attn_implementation(requested, device)
+    head_dim = model.config.hidden_size // model.config.num_attention_heads
+    name, reason = choose_attn_implementation(requested, device, dtype, head_dim)
     model.set_attn_implementation(name)
     logger.info("attention: %s (%s)", name, reason)
     return name

@@ -1,12 +1,14 @@
 """The floating-point operations (FLOPs) of training a ModernBERT, and the rates at which GPUs compute them."""
 
+import re
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import ModernBertConfig
 
-# Dense bf16 tensor-core rates from NVIDIA's data sheets, in FLOP/s. The first name that a GPU's name contains counts,
-# so a longer name stands before a shorter one that it contains: "H100 PCIe" before "H100", "L40S" before "L4".
+# Dense bf16 tensor-core rates from NVIDIA's data sheets, in FLOP/s. The first name whose words a GPU's name contains
+# counts, so a longer name stands before a shorter one that it contains: "H100 PCIe" before "H100".
 PEAK_RATES = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -19,6 +21,8 @@ PEAK_RATES = {
     "A10G": 70e12,
     "L4": 121e12,
 }
+# With one of these words in its name a GPU computes at another rate than the one it is named after.
+_OTHER_RATE = {"d", "laptop", "max-q", "mig", "nvl", "super", "ti"}
 
 
 def training_flops_per_token(
@@ -50,5 +54,15 @@ def peak_flops_per_second(device: torch.device) -> float | None:
     """A GPU's bf16 rate in FLOP/s by its data sheet, or None for a device that PEAK_RATES does not hold."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((rate for known, rate in PEAK_RATES.items() if known in name), None)
+    known = find_gpu(torch.cuda.get_device_name(device))
+    return None if known is None else PEAK_RATES[known]
+
+
+def find_gpu(name: str) -> str | None:
+    """The key of PEAK_RATES that a GPU's name means, or None. Upper and lower case are the same.
+
+    Whole words count: an "L40" is no "L4", an "RTX A1000" no "A100", and a slice of an "A100" ("MIG 1g.5gb") no "A100".
+    """
+    if _OTHER_RATE & set(name.lower().split()):
+        return None
+    return next((known for known in PEAK_RATES if re.search(rf"(?i)\b{re.escape(known)}\b", name)), None)

@@ -96,8 +96,13 @@ def load_sentence_transformer(
         return model.float()  # modules after the transformer keep the dtype they were stored in
 
 
-def load_mean_pooled(flag: str, name_or_path: str, max_seq_length: int) -> SentenceTransformer:
-    """An encoder with mean pooling and Normalize: a SentenceTransformer whose vectors have length one."""
+def load_mean_pooled(
+    flag: str, name_or_path: str, max_seq_length: int, device: str | None = None
+) -> SentenceTransformer:
+    """An encoder with mean pooling and Normalize: a SentenceTransformer whose vectors have length one.
+
+    It is on this process's device unless another is named.
+    """
     with explain_load_errors(flag, name_or_path), _no_missing_weights(flag, name_or_path):
         transformer = Transformer(
             name_or_path,
@@ -108,7 +113,7 @@ def load_mean_pooled(flag: str, name_or_path: str, max_seq_length: int) -> Sente
         )
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     modules = [transformer, pooling, Normalize()]
-    return SentenceTransformer(modules=modules, similarity_fn_name="cosine", device=str(best_device()))
+    return SentenceTransformer(modules=modules, similarity_fn_name="cosine", device=device or str(best_device()))
 
 
 @contextmanager

@@ -1,11 +1,28 @@
-"""Several processes under torchrun: their numbers, and waiting for each other.
+"""Several processes under torchrun: their numbers, waiting for each other, and what happens when one of them dies.
 
 torchrun tells each process its RANK, LOCAL_RANK and WORLD_SIZE. Without torchrun there is one process, which waits for
 nobody.
+
+A process that dies closes its connections, so one that waits for it over the CPU (gloo) gets an error at once. One that
+waits on the GPU (NCCL) may get none: its kernel waits on until the group's timeout, `ddp_timeout`, and its main thread
+waits for the kernel in C, where no signal handler of Python runs. torchrun sends SIGTERM to the others, and SIGKILL
+30 seconds later. `end_soon_after_sigterm` is for this case. torch's own means do not help there. Of the modes of
+TORCH_NCCL_ASYNC_ERROR_HANDLING the default, 3, ends the process from a thread in C++, without Python, and only once
+NCCL reports an error or the timeout is over. TORCH_NCCL_BLOCKING_WAIT waits at every collective.
+`dist.monitored_barrier` is for gloo alone.
+
+References:
+    https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
+    https://docs.pytorch.org/docs/stable/distributed.html
 """
 
 import functools
 import os
+import signal
+import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +32,8 @@ import torch.distributed as dist
 
 # The others wait while one process tokenises a corpus or fits a projection. A dead process is noticed at once.
 _PATIENCE = timedelta(days=7)
+# Enough to end a step and save a checkpoint; 30 seconds after its SIGTERM torchrun kills what is left.
+_SECONDS_TO_END = 20
 
 
 def rank() -> int:
@@ -61,6 +80,30 @@ def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process has ended and so has closed its connections."""
     said = str(error)
     return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in said or "Connection closed" in said)
+
+
+def end_soon_after_sigterm(last_words: str) -> None:
+    """From now on, if this process has not ended 20 seconds after a SIGTERM, print a line and end it.
+
+    Must be called in the main thread.
+
+    Args:
+        last_words: the line.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    # The interpreter writes a signal's number there when the signal comes, whatever the main thread does.
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_sigterm, args=(reading, writing, last_words), daemon=True).start()
+
+
+def _end_after_sigterm(reading: socket.socket, _writing: socket.socket, last_words: str) -> None:
+    """Wait for SIGTERM, then give the main thread time to end the process. Both sockets stay open until then."""
+    while reading.recv(1)[0] != signal.SIGTERM:
+        pass
+    time.sleep(_SECONDS_TO_END)
+    print(last_words, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @functools.cache

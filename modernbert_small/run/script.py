@@ -14,11 +14,12 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
-from modernbert_small.run.processes import is_lost_process, local_world_size, rank, world_size
+from modernbert_small.run.processes import end_soon_after_sigterm, is_lost_process, local_world_size, rank, world_size
 from modernbert_small.run.recipe import recipe_path
 from modernbert_small.run.tables import printable
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LOST = "another process of this run has ended; what was saved is kept; go on with"
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -48,6 +49,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
     signal.signal(signal.SIGTERM, raise_stop)
     signal.signal(signal.SIGINT, raise_stop)
+    if world_size() > 1:
+        end_soon_after_sigterm(f"error: {_LOST}: {_command()}")
     status = 0
     try:
         main()
@@ -132,5 +135,5 @@ def _remedy(error: Exception) -> str | None:
     if any(words in text for words in _NO_SPACE_WORDS):
         return f"no space left for the output ({text}); free some space, then go on with"
     if is_lost_process(error):
-        return "another process of this run has ended; what was saved is kept; go on with"
+        return _LOST
     return None
