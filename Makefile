@@ -3,7 +3,7 @@
 # make test      runs the whole test suite, offline
 # make soak      kills phases at random moments, damages their files, and feeds them texts that nobody would write
 # make check     runs ruff, mypy and import-linter
-# make bench     compares speed and memory of each phase with the usual way of running it: some 25 minutes
+# make bench     compares speed and memory of each phase with two other ways of running it: some 40 minutes
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.training import QUIET, Stopwatch, device, synchronise
 from benchmarks.workload import (
-    MAX_SEQ_LENGTH,
     MLM_PROBABILITY,
     STUDENT_WIDTH,
     Measurement,
@@ -19,7 +18,6 @@ from benchmarks.workload import (
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
-from modernbert_small.packed.batches import PackedLoader, PackedSampler
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.loading import load_mean_pooled
@@ -36,7 +34,7 @@ def mlm(workload: Workload) -> Measurement:
         **QUIET,
     )
     student, tokenizer = phase.load_student(args)
-    store = tokenize_split(workload.folder / "corpus", "train", "text", tokenizer, MAX_SEQ_LENGTH)
+    store = tokenize_split(workload.folder / "corpus", "train", "text", tokenizer, workload.max_seq_length)
     positions = Positions(student)
 
     def train(warm_up: bool) -> float:
@@ -75,12 +73,12 @@ def distillation(workload: Workload) -> Measurement:
     phase = load_script("distil_train.py")
     args = phase.DistilTrainArguments(
         output_dir=str(workload.scratch),
-        tokens_per_batch=16_384 if workload.cuda else workload.tokens_per_batch,
+        tokens_per_batch=workload.distillation_tokens_per_batch,
         load_best_model_at_end=False,
         num_train_epochs=1,
         **QUIET,
     )
-    student = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH)
+    student = load_mean_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
     use_packed_attention(student[0].auto_model, args.attn_implementation, args.device, args.compute_dtype)
     positions = Positions(student[0].auto_model)
 
@@ -94,24 +92,6 @@ def distillation(workload: Workload) -> Measurement:
     return Measurement(positions.tokens, seconds, positions.positions)
 
 
-def data_path(workload: Workload) -> Measurement:
-    """The batches of distillation without the model: from a token store and memory-mapped labels."""
-    tokenizer = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
-
-    def fetch(warm_up: bool) -> tuple[float, int, int]:
-        rows = _distillation_rows(workload, tokenizer, warm_up)
-        loader = PackedLoader(rows, PackedSampler(rows.store.lengths, workload.tokens_per_batch, seed=0))
-        positions = 0
-        began = time.perf_counter()
-        for batch in loader:
-            positions += batch["sentence_input_ids"].numel()
-        return time.perf_counter() - began, int(rows.store.lengths.sum()), positions
-
-    fetch(warm_up=True)
-    seconds, tokens, positions = fetch(warm_up=False)
-    return Measurement(tokens, seconds, positions)
-
-
 def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
     """The rows of a store that are measured, memory-mapped like the whole store."""
     first, last = workload.slice(warm_up)
@@ -121,7 +101,7 @@ def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
 
 def _distillation_rows(workload: Workload, tokenizer: PreTrainedTokenizerBase, warm_up: bool) -> DistillationDataset:
     """The texts that are measured, with their labels."""
-    store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, MAX_SEQ_LENGTH)
+    store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, workload.max_seq_length)
     first, last = workload.slice(warm_up)
     vectors = load_labels(workload.folder / "distil", "train")[first:last]
     assert vectors.dtype == np.float16

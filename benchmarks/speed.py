@@ -1,20 +1,22 @@
-"""Measure our way of running each phase against the usual way.
+"""Measure our way of running each phase against two others: the usual way, and the strongest of stock libraries.
 
     make bench                                                        # on this machine's docstrings, offline
     python benchmarks/speed.py --corpus data/corpus --tokenizer <folder> --sources msmarco=<folder>
-    python benchmarks/speed.py --only mlm labels --rounds 5
+    python benchmarks/speed.py --only mlm labels --rounds 5 --max_seq_length 128
 
-Both ways run in turn, on the same rows and models and in the same precision. Each measurement is made in a new process
+All ways run in turn, on the same corpus and models and in the same precision. Each measurement is made in a new process
 after a warm-up. Each round has rows of its own, and the table shows medians over the rounds. The results are written to
-speed.json and speed.md in --output_dir. All of it takes 20 to 25 minutes on two CPU cores.
+speed.json and speed.md in --output_dir. All of it takes some 40 minutes on two CPU cores, mostly for the usual way.
 
-What is compared, usual | ours:
-    mlm           Trainer, 16 random rows padded, checkpointing, all logits | phase 3's trainer
-    labels        SentenceTransformer.encode in datasets.map | phase 4's Labeller
-    distillation  SentenceTransformerTrainer, 64 random rows, list labels | phase 5's trainer
-    data_path     the same trainers' batches, without a model | stored tokens and memory-mapped labels
+What is compared, usual | strongest | ours:
+    mlm           Trainer, 16 random rows padded, checkpointing, all logits | Trainer, batches of similar length, logits
+                  of masked tokens | phase 3's trainer
+    labels        SentenceTransformer.encode in datasets.map | encode of all texts at once | phase 4's Labeller
+    distillation  SentenceTransformerTrainer, 64 random rows, list labels | the same, batches of similar length | phase
+                  5's trainer
     corpus        datasets.map, shuffle, to_parquet | phase 1, which also cleans, cuts and deduplicates
-    corpus_with_chunks  the same, with texts cut to 1024 tokens by a second datasets.map | phase 1
+    corpus_with_chunks  the same, with texts cut by a second datasets.map | phase 1
+The files usual.py, strongest.py, ours.py and corpus.py hold them.
 """
 
 import argparse
@@ -39,43 +41,37 @@ import torch
 from modernbert_small.run.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDES = ("usual", "ours")
+SIDES = ("usual", "strongest", "ours")
 # The corpus's first rows, which are not timed. On a CPU one usual batch of phase 3; on CUDA some full batches of each
 # phase, for which kernels are loaded and memory is allocated.
 WARM_UP_ROWS = {"cpu": 16, "cuda": 2048}
-# Rows of one measurement. On a CPU the usual way takes some tens of seconds for them. A corpus is built of all rows.
+# Rows of one measurement. On a CPU the usual way takes some minutes for them. A corpus is built of all rows.
 ROWS = {
-    "cpu": {"mlm": 64, "labels": 512, "distillation": 64, "data_path": 2048, "corpus": 0, "corpus_with_chunks": 0},
-    "cuda": {
-        "mlm": 4096,
-        "labels": 8192,
-        "distillation": 8192,
-        "data_path": 8192,
-        "corpus": 0,
-        "corpus_with_chunks": 0,
-    },
+    "cpu": {"mlm": 256, "labels": 1024, "distillation": 256, "corpus": 0, "corpus_with_chunks": 0},
+    "cuda": {"mlm": 8192, "labels": 16_384, "distillation": 16_384, "corpus": 0, "corpus_with_chunks": 0},
 }
+# Rows among which `strongest` sorts: so many that its batches are hardly padded, as on a large corpus.
+MOST_ROWS = {"cpu": 16_384, "cuda": 131_072}
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table.
+    """One line of the table; each dictionary has the sides that were measured.
 
-    Speeds and `ratio` are medians over the rounds; `padding` is the share of positions that hold no token, None where
-    there are no batches; peaks are the highest of all rounds.
+    Attributes:
+        what: was compared.
+        tokens_per_second: medians over the rounds.
+        ratios: our speed over that of each other side: median, lowest and highest over the rounds.
+        padding: share of positions that hold no token; None where there are no batches.
+        peak_bytes: the highest of all rounds.
     """
 
     what: str
-    usual_tokens_per_second: float
-    tokens_per_second: float
-    ratio: float
-    lowest_ratio: float
-    highest_ratio: float
-    usual_padding: float | None
-    padding: float | None
-    usual_peak_bytes: int
-    peak_bytes: int
+    tokens_per_second: dict[str, float]
+    ratios: dict[str, tuple[float, float, float]]
+    padding: dict[str, float | None]
+    peak_bytes: dict[str, int]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -88,6 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, help="rows of one measurement; with few rows, labels look better than they are"
     )
+    parser.add_argument("--max_seq_length", type=int, default=1024, help="tokens at which texts are cut; default: 1024")
     parser.add_argument("--corpus", type=Path, help="phase 1's output to run on; default: one made of the sources")
     parser.add_argument("--sources", nargs="+", help="NAME=PATH of Parquet, as phase 1 reads it; default: docstrings")
     parser.add_argument("--tokenizer", help="folder or hub id; default: that of the demo's teacher")
@@ -97,10 +94,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.cuda = torch.cuda.is_available()  # what the models run on, whether or not there is nvidia-smi
-    args.warm_up_rows = WARM_UP_ROWS["cuda" if args.cuda else "cpu"]
+    kind = "cuda" if args.cuda else "cpu"
+    args.warm_up_rows, args.most_rows = WARM_UP_ROWS[kind], MOST_ROWS[kind]
     args.tokenizer = args.tokenizer or demo_tokenizer()
     args.teacher_layers = args.teacher_layers or (22 if args.cuda else 4)
-    args.sizes = {what: args.rows or ROWS["cuda" if args.cuda else "cpu"][what] for what in args.only}
+    args.sizes = {what: args.rows or ROWS[kind][what] for what in args.only}
     return args
 
 
@@ -143,6 +141,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Path:
     folder = work / "prepared"
     rows = args.warm_up_rows + args.rounds * max(args.sizes.values())
     words: list[object] = ["--folder", folder, "--tokenizer", local_path(args.tokenizer), "--rows", rows]
+    words += ["--most_rows", args.most_rows, "--max_seq_length", args.max_seq_length]
     words += ["--teacher_layers", args.teacher_layers]
     if not {"corpus", "corpus_with_chunks"} & set(args.sizes):
         words.append("--no_sources")
@@ -163,19 +162,20 @@ def local_path(name_or_path: str) -> str:
 
 
 def measurements(args: argparse.Namespace, folder: Path, work: Path) -> Iterator[dict[str, Any]]:
-    """Measure both ways in turn; every other round begins with ours.
+    """Measure all ways in turn; every other round begins with ours.
 
     Yields:
         A measurement with `what`, `side`, `round`, and what workload.Measurement holds.
     """
     for number in range(args.rounds):
         for what, rows in args.sizes.items():
-            for side in SIDES if number % 2 == 0 else reversed(SIDES):
+            sides = [side for side in SIDES if side != "strongest" or not what.startswith("corpus")]
+            for side in sides if number % 2 == 0 else reversed(sides):
                 scratch, result = work / "scratch", work / "result.json"
                 scratch.mkdir()
                 words = [side, what, "--folder", folder, "--scratch", scratch, "--rows", rows, "--result", result]
                 words += ["--first", args.warm_up_rows + number * rows, "--warm_up_rows", args.warm_up_rows]
-                words += ["--cuda"] if args.cuda else []
+                words += ["--max_seq_length", args.max_seq_length, *(["--cuda"] if args.cuda else [])]
                 run("measure", words, work)
                 shutil.rmtree(scratch)
                 shutil.rmtree(work / "datasets", ignore_errors=True)
@@ -195,22 +195,20 @@ def summarise(what: str, measured: Sequence[dict[str, Any]]) -> Line:
         what: was compared.
         measured: all measurements.
     """
-    usual = [m for m in measured if m["what"] == what and m["side"] == "usual"]
-    ours = [m for m in measured if m["what"] == what and m["side"] == "ours"]
-    usual_speed = [m["tokens"] / m["seconds"] for m in usual]
-    our_speed = [m["tokens"] / m["seconds"] for m in ours]
-    ratios = [our / usual for usual, our in zip(usual_speed, our_speed, strict=True)]
+    by_side = {side: [m for m in measured if (m["what"], m["side"]) == (what, side)] for side in SIDES}
+    by_side = {side: rounds for side, rounds in by_side.items() if rounds}
+    speeds = {side: [m["tokens"] / m["seconds"] for m in rounds] for side, rounds in by_side.items()}
+    ratios = {}
+    for side in SIDES[:-1]:
+        if side in speeds:
+            of_rounds = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds[side], strict=True)]
+            ratios[side] = (statistics.median(of_rounds), min(of_rounds), max(of_rounds))
     return Line(
         what=what,
-        usual_tokens_per_second=statistics.median(usual_speed),
-        tokens_per_second=statistics.median(our_speed),
-        ratio=statistics.median(ratios),
-        lowest_ratio=min(ratios),
-        highest_ratio=max(ratios),
-        usual_padding=padding_share(usual),
-        padding=padding_share(ours),
-        usual_peak_bytes=max(m["peak_bytes"] for m in usual),
-        peak_bytes=max(m["peak_bytes"] for m in ours),
+        tokens_per_second={side: statistics.median(of_side) for side, of_side in speeds.items()},
+        ratios=ratios,
+        padding={side: padding_share(rounds) for side, rounds in by_side.items()},
+        peak_bytes={side: max(m["peak_bytes"] for m in rounds) for side, rounds in by_side.items()},
     )
 
 
@@ -250,34 +248,35 @@ def output_of(command: Sequence[str]) -> str | None:
 
 def markdown(lines: Sequence[Line], where: dict[str, Any]) -> str:
     """The table in Markdown, and on what machine it was measured."""
-    head = ["", "usual, tokens/s", "ours, tokens/s", "ratio", "lowest - highest", "padding, usual", "ours"]
-    rows = [[*head, "GB, usual", "ours"]]
+    head = ["", *(f"{side}, tokens/s" for side in SIDES)]
+    for side in SIDES[:-1]:
+        head += [f"ours / {side}", "lowest - highest"]
+    rows = [[*head, *(f"padding, {side}" for side in SIDES), *(f"GB, {side}" for side in SIDES)]]
     for line in lines:
-        paddings = ("" if share is None else f"{share:.0%}" for share in (line.usual_padding, line.padding))
-        peaks = (f"{size / 1e9:.2f}" for size in (line.usual_peak_bytes, line.peak_bytes))
-        row = [
-            line.what.replace("_", " "),
-            f"{line.usual_tokens_per_second:,.0f}",
-            f"{line.tokens_per_second:,.0f}",
-            ratio_text(line.ratio),
-            f"{ratio_text(line.lowest_ratio)} - {ratio_text(line.highest_ratio)}",
-            *paddings,
-            *peaks,
-        ]
+        row = [line.what.replace("_", " ")]
+        row += [f"{line.tokens_per_second[side]:,.0f}" if side in line.tokens_per_second else "" for side in SIDES]
+        for side in SIDES[:-1]:
+            median, lowest, highest = map(ratio_text, line.ratios.get(side, (None,) * 3))
+            row += [median, f"{lowest} - {highest}" if median else ""]
+        paddings = (line.padding.get(side) for side in SIDES)
+        row += ["" if share is None else f"{share:.0%}" for share in paddings]
+        row += [f"{line.peak_bytes[side] / 1e9:.2f}" if side in line.peak_bytes else "" for side in SIDES]
         rows.append(row)
     conditions = ", ".join(f"{key} {value}" for key, value in where.items())
     return f"{markdown_table(rows)}\n\n{conditions}\n"
 
 
-def ratio_text(ratio: float) -> str:
-    """A ratio with one decimal, or two below one."""
+def ratio_text(ratio: float | None) -> str:
+    """A ratio with one decimal, or two below one; nothing for None."""
+    if ratio is None:
+        return ""
     return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def main() -> None:
     """Measure everything, write the results and print the table."""
     args = parse_arguments()
-    where = machine()
+    where = {**machine(), "max_seq_length": args.max_seq_length}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = prepare(args, Path(name))
         measured = list(measurements(args, folder, Path(name)))

@@ -3,8 +3,8 @@
 Rows lie end to end in one sequence (see `batches.packed_features`). On CUDA the kernel is PyTorch's own variable-length
 Flash Attention (`torch.nn.attention.varlen`). It computes in bf16 and fp16 alone, on GPUs from Ampere on, and for some
 widths of heads. Elsewhere, and on a CPU, rows of similar length are gathered into dense groups. A sliding window is a
-band of the whole row's scores in short rows, and is computed in blocks as long as its reach in long ones. Only attention
-computes the padding of these groups; the rest of the model computes the tokens alone.
+band of the whole row's scores in short rows, and is computed in blocks as long as its reach in long ones. Only
+attention computes the padding of these groups; the rest of the model computes the tokens alone.
 
 Both kernels are registered with transformers' AttentionInterface. For padded input, which has no `cu_seq_lens_q`, they
 call transformers' sdpa, so the same model serves `encode` and the evaluators.
