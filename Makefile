@@ -1,7 +1,7 @@
 # make install   makes .venv with the versions of requirements.txt; PYTHON=python3.12 chooses the interpreter
 # make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes with bf16
 # make test      runs the whole test suite, offline
-# make soak      kills phases at random moments, damages their files, and feeds them texts that nobody would write
+# make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write
 # make check     runs ruff, mypy and import-linter
 # make bench     compares speed and memory of each phase with two other ways of running it: some 40 minutes
 
@@ -25,7 +25,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 soak: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/soak_kills.py tests/soak_recipe.py tests/soak_texts.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(filter-out tests/soak_jobs.py,$(wildcard tests/soak_*.py))
 
 check: install
 	$(BIN)/ruff check .

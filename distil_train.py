@@ -33,15 +33,22 @@ from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, l
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.packed.trainer import last_evaluation, note_if_worse, require_context, train, worse_notice
+from modernbert_small.packed.trainer import (
+    compare_held_out_losses,
+    last_evaluation,
+    note_if_worse,
+    require_context,
+    train,
+    worse_notice,
+)
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
-from modernbert_small.run.artefacts import begin
+from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
-from modernbert_small.run.records import RUN_FILE, read_run
+from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
@@ -172,9 +179,9 @@ def new_trainer(
 
 
 def distil(
-    args: DistilTrainArguments, student: SentenceTransformer, retrieval_sets: list[RetrievalSet]
+    args: DistilTrainArguments, run: Run, student: SentenceTransformer, retrieval_sets: list[RetrievalSet]
 ) -> dict[str, Any]:
-    """Align and train the student, in the folder `args.output_dir`; returns the measurements for run.json."""
+    """Align and train the student, in the run's folder; returns the measurements for run.json."""
     with first_process_first():
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
@@ -182,11 +189,12 @@ def distil(
     logger.info("rotated to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
-    measurements = train(trainer, Path(args.output_dir), student[0].auto_model.config)
+    measurements = train(trainer, run, student[0].auto_model.config)
     trainer.evaluator = None  # the retrieval sets are measured later, together with the teacher
     heldout_metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
     ended = heldout_metrics["eval_similarity"]
+    measurements |= compare_held_out_losses(measurements["history"], heldout_metrics)
     measurements |= note_if_worse("held-out cosine to the labels", max(similarity.values()), ended)
     return measurements | {
         "alignment_similarity": similarity,
@@ -199,6 +207,8 @@ def distil(
 def write_report_and_upload(args: DistilTrainArguments) -> None:
     """For a model that is finished already: write its report if a run was killed before it, and upload."""
     if rank() == 0 and not Path(args.output_dir, REPORT_FILE).exists():
+        for path in temporary_files(Path(args.output_dir), REPORT_FILE):
+            path.unlink()
         write_report(args.output_dir)
     upload = prepare_upload(args)
     upload(args.output_dir)
@@ -225,7 +235,7 @@ def main() -> None:
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
-    measurements = distil(args, student, sets[0])
+    measurements = distil(args, run, student, sets[0])
     if rank() > 0:
         return
     student.save_pretrained(str(run.folder), create_model_card=False)

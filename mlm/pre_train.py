@@ -14,7 +14,6 @@ that an earlier run finished.
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase
@@ -25,15 +24,15 @@ from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import (
     PackedTrainer,
+    compare_held_out_losses,
     last_evaluation,
-    note_if_worse,
     require_context,
     train,
     worse_notice,
 )
 from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import MaskedLMDataset
-from modernbert_small.run.artefacts import begin
+from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_masked_lm, load_tokenizer, require_finite
@@ -100,9 +99,9 @@ def load_data(args: PreTrainArguments, tokenizer: PreTrainedTokenizerBase, split
 
 
 def pretrain(
-    args: PreTrainArguments, student: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBase
+    args: PreTrainArguments, run: Run, student: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Train the student, in the folder `args.output_dir`; returns the measurements for run.json."""
+    """Train the student, in the run's folder; returns the measurements for run.json."""
     with first_process_first():
         train_data = load_data(args, tokenizer, "train")
         heldout = load_data(args, tokenizer, "validation")
@@ -113,13 +112,11 @@ def pretrain(
         eval_dataset=heldout,
         processing_class=tokenizer,
     )
-    measurements = train(trainer, Path(args.output_dir), student.config, args.mlm_probability)
+    measurements = train(trainer, run, student.config, args.mlm_probability)
     heldout_metrics = last_evaluation(trainer)
     require_finite(student, "the trained student")
-    first = next((entry["eval_loss"] for entry in measurements["history"] if "eval_loss" in entry), None)
-    if first is not None and "ended_worse" not in measurements:
-        measurements |= note_if_worse("held-out loss", first, heldout_metrics["eval_loss"], greater_is_better=False)
     return measurements | {
+        **compare_held_out_losses(measurements["history"], heldout_metrics),
         "heldout_mlm_loss": heldout_metrics["eval_loss"],
         "rows": {"train": len(train_data), "validation": len(heldout)},
         "tokens": {"train": int(train_data.store.offsets[-1]), "validation": int(heldout.store.offsets[-1])},
@@ -142,7 +139,7 @@ def main() -> None:
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
-    measurements = pretrain(args, student, tokenizer)
+    measurements = pretrain(args, run, student, tokenizer)
     if rank() > 0:
         return
     student.save_pretrained(run.folder)

@@ -29,6 +29,7 @@ from modernbert_small.run.recipe import read_recipe
 from modernbert_small.run.records import read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.shards import read_table, split_files
+from modernbert_small.run.tables import printable
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:
     print(f"of {len(documents):,} docstrings:")
     for query, row in zip(SEARCHES, scores, strict=True):
         best = int(row.argmax())
-        print(f"  {query}\n    {float(row[best]):.2f}  {' '.join(documents[best].split())[:110]}")
+        print(printable(f"  {query}\n    {float(row[best]):.2f}  {' '.join(documents[best].split())[:110]}"))
 
 
 def main() -> None:

@@ -1,10 +1,28 @@
-"""Settings of all tests: one thread and no hub.
+"""Settings of all tests: one thread, no hub, and neither waits for the disk nor searches for garbage in libraries.
 
-They must be set before torch is imported. With one thread, ten tiny training steps take 0.15 s instead of seconds.
+The first ones must be set before torch is imported. With one thread, ten tiny training steps take 0.15 s instead of
+seconds.
 """
 
+import gc
 import os
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_session():
+    """What costs a tiny run of a phase most, and tests nothing.
+
+    Every sync takes milliseconds, and each run makes dozens. test_durable and the soak tests look at what is synced.
+    The Trainer collects garbage at its start, which searches through all objects of the imported libraries.
+    """
+    sync, os.fsync = os.fsync, lambda descriptor: None
+    gc.collect()
+    gc.freeze()
+    yield
+    os.fsync = sync

@@ -1,7 +1,9 @@
 """Artefact folders: whole or not there, made once, never replaced unasked."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -270,6 +272,99 @@ def test_a_run_that_was_overtaken_changes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_another_runs_work_in_progress_is_not_taken_for_a_strangers(tmp_path, monkeypatch):
+    """The other one starts, or starts and finishes, while this one looks."""
+
+    def begin_other():
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial" / ".run.json.tmp").touch()
+        (tmp_path / "out.lock").write_text(f"{os.getppid()}\n{socket.gethostname()}\n")
+        return {}
+
+    monkeypatch.setattr(artefacts, "versions", begin_other)
+    with pytest.raises(UserError, match=rf"process {os.getppid()} on .* is writing this folder"):
+        begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+
+    def finish_other(folder):
+        monkeypatch.undo()
+        make(tmp_path / "other")
+        return places.own_entries(folder)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(artefacts, "own_entries", finish_other)
+    with pytest.raises(UserError, match="was written by another run meanwhile; try again"):
+        begin("phase", str(tmp_path / "other"), {"seed": 2}, {})
+
+
+def test_a_lock_is_on_the_disk_before_the_work_begins(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(places, "sync_file", lambda path: synced.append(path.read_text().split()[0]))
+    begin("phase", str(tmp_path / "out"), {"seed": 1}, {}).start()
+    assert synced == [str(os.getpid())]
+
+
+def test_an_empty_lock_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
+    """Its process is about to write its record, or was killed before it did."""
+    lock = tmp_path / "out.lock"
+    lock.touch()
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        lock.write_text(f"{os.getppid()}\n{socket.gethostname()}\n")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(UserError, match=rf"process {os.getppid()} on .* is writing this folder"):
+        begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    assert len(waited) == 1
+    monkeypatch.undo()
+    lock.write_text("")
+    monkeypatch.setattr(places, "_RECORD_SECONDS", 3)
+    make(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_killed_while_it_wrote_its_record_leaves_nothing_in_the_way(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / ".run.json.a1b2c3d4").touch()
+    run = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    run.start()
+    (run.folder / "shard").touch()
+    (run.folder / ".run.json.a1b2c3d4").touch()
+    make(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["out.txt", "run.json", "shard"]
+
+
+def test_the_record_of_a_folder_is_removed_last(tmp_path, monkeypatch):
+    """So that a kill leaves nothing that would be taken for a stranger's files."""
+    make(tmp_path / "out")
+    make(tmp_path / "out", settings={"seed": 2}, overwrite=True)
+    run = begin("phase", str(tmp_path / "half"), {"seed": 1}, {})
+    run.start()
+    for name in ("a", "z"):
+        (run.folder / name).mkdir()
+        (run.folder / name / "shard").touch()
+    removed, unlink = [], os.unlink
+    monkeypatch.setattr("os.unlink", lambda path, **place: (removed.append(Path(path).name), unlink(path, **place)))
+    make(tmp_path / "out", settings={"seed": 3}, overwrite=True)
+    begin("phase", str(tmp_path / "half"), {"seed": 2}, {}, overwrite=True).start()
+    removed = [name for name in removed if not name.endswith(".lock")]
+    assert removed == ["out.txt", "run.json", "shard", "shard", "run.json"]
+
+
+def test_an_old_artefact_is_removed_when_the_new_names_are_on_the_disk(tmp_path, monkeypatch):
+    make(tmp_path / "out")
+    seen, sync = [], places.sync_folder
+
+    def synced(folder):
+        seen.append((tmp_path / "out.partial" / "out.txt").exists() and (tmp_path / "out" / "out.txt").read_text())
+        sync(folder)
+
+    monkeypatch.setattr(places, "sync_folder", synced)
+    make(tmp_path / "out", "other", settings={"seed": 2}, overwrite=True)
+    assert seen[0] == "other"
+
+
 def test_a_link_to_a_folder_stands_for_it_and_a_dangling_one_is_refused(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
@@ -338,10 +433,12 @@ def test_many_writers_of_one_file_do_not_meet(tmp_path):
 def test_a_run_that_goes_on_says_what_it_ran_with(tmp_path, monkeypatch):
     first = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
     first.start()
-    (first.folder / "checkpoint-40").mkdir()
+    (first.folder / "shard").touch()
     monkeypatch.setattr(artefacts, "versions", lambda: {"torch": "99"})
     again = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
     again.start()
+    again.note_checkpoint(40)
+    assert read_run(again.folder)["sessions"][1]["from_step"] == 40, "it is recorded before this session ends"
     sessions = again.finish({})["sessions"]
     assert [one["from_step"] for one in sessions] == [None, 40]
     assert [one["versions"]["torch"] == "99" for one in sessions] == [False, True]

@@ -308,6 +308,7 @@ DENIED = [
     (PHASE_4, "small/teacher/model.safetensors", [], "small/teacher"),
     (PHASE_4, "small/teacher/modules.json", [], "small/teacher"),
     (PHASE_5, "distil/validation-00000-of-00001.parquet", [], "distil/validation-00000-of-00001.parquet"),
+    *((PHASE_5, folder, [], folder) for folder in ("evaluation", "evaluation/qrels", "evaluation/corpus")),
     *((script, None, ["--output_dir", "locked/out"], "locked") for script in SCRIPTS),
 ]
 

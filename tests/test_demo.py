@@ -8,6 +8,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import tiny_sentence_transformer
 
 from modernbert_small import demo
 from modernbert_small.evaluation.sets import RetrievalSet, load_evaluation_sets
@@ -77,3 +78,14 @@ def test_held_out_summaries_are_asked_among_all_bodies(tmp_path, monkeypatch):
         ],
         [],
     )
+
+
+def test_what_searches_find_is_printed_without_control_characters(tmp_path, monkeypatch, capsys):
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(pa.table({"text": ["a \x1b[31mred text"]}), tmp_path / "corpus" / "Docs-00000-of-00001.parquet")
+    teacher = tiny_sentence_transformer(tmp_path, "bert")
+    monkeypatch.setattr(demo, "SentenceTransformer", lambda folder: teacher)
+    demo.show_searches("model", tmp_path, "Docs")
+    out = capsys.readouterr().out
+    assert out.count("a \\x1b[31mred text") == len(demo.SEARCHES)
+    assert "\x1b" not in out

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
+from helpers import SENTENCES, load_script, run_in_process, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
@@ -241,6 +241,18 @@ def test_a_model_that_ends_worse_than_it_began_says_so(phase5, tmp_path):
     assert worse["ended"] < worse["began"]
     assert "TRAINING MADE THE MODEL WORSE: its held-out cosine to the labels was" in result.stderr
     assert "THE MODEL ENDED WORSE THAN IT BEGAN" in result.stderr.splitlines()[-1]
+
+
+def test_the_first_held_out_loss_is_compared_with_the_one_of_the_model_that_is_kept(phase5, tmp_path, monkeypatch):
+    """The last one is measured after the training if its last step was not evaluated."""
+    ended = {"eval_loss": 9.0, "eval_similarity": 1.0}
+    monkeypatch.setattr(load_script("distil_train.py"), "last_evaluation", lambda trainer: ended)
+    result = phase5("--eval_steps", "2")
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    first = next(entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry)
+    assert record["ended_worse"] == {"measure": "held-out loss", "began": pytest.approx(first, abs=1e-6), "ended": 9.0}
+    assert result.stderr.count("TRAINING MADE THE MODEL WORSE") == 1
 
 
 def test_a_held_out_loss_that_rises_is_worse(caplog):

@@ -189,6 +189,8 @@ def test_only_the_ceiling(models):
     assert [row["system"] for row in record["retrieval"]] == ["teacher", "teacher, projected"]
     assert retention(record) is None
     assert format_account({"retrieval": [], "pairs": [], "cost": {}}) == ""
+    strange = {"retrieval": [], "left_out": ["\x1b[31mred"], "pairs": [], "cost": {}}
+    assert format_account(strange).endswith("is 0 there: \\x1b[31mred.")
 
 
 def test_the_command(models, tmp_path):

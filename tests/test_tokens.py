@@ -1,5 +1,9 @@
 """The token store against the tokenizer, row by row."""
 
+import os
+import threading
+import time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_durable import WAYS, contents, spoil
 
-from modernbert_small.packed.tokens import cache_folder, text_tokenizer, tokenize_split
+from modernbert_small.packed import tokens
+from modernbert_small.packed.tokens import cache_folder, made_once, text_tokenizer, tokenize_split
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import read_table, split_files
 
@@ -115,8 +120,42 @@ def test_bad_data_is_refused_with_its_place(tokenizer, tmp_path):
 
 def test_data_that_cannot_be_written_beside_is_cached_for_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cache_folder(tmp_path / "data") == tmp_path / "data.tokens"
+    assert cache_folder(tmp_path / "data", "a") == tmp_path / "data.tokens" / "a"
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    cached = cache_folder(tmp_path / "data")
-    assert cached.parent == tmp_path / "cache" / "modernbert-small"
-    assert cached != cache_folder(tmp_path / "other" / "data"), "one cache for each data folder"
+    cached = cache_folder(tmp_path / "data", "a")
+    assert cached.parent.parent == tmp_path / "cache" / "modernbert-small"
+    assert cached != cache_folder(tmp_path / "other" / "data", "a"), "one cache for each data folder"
+
+
+def test_a_whole_store_beside_data_is_used_where_nothing_can_be_written(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = write(tmp_path / "data", SENTENCES)
+    tokenize_split(data, "train", "text", tokenizer, 64)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert len(tokenize_split(data, "train", "text", tokenizer, 64)) == len(SENTENCES)
+    assert not (tmp_path / "cache").exists()
+    (made,) = (path for path in (tmp_path / "data.tokens").iterdir() if path.is_dir())
+    spoil(made / "tokens.npy", "truncate")
+    assert len(tokenize_split(data, "train", "text", tokenizer, 64)) == len(SENTENCES)
+    assert (tmp_path / "cache").exists()
+
+
+def test_a_run_that_waits_for_another_one_says_for_whom(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tokens, "_SILENT_SECONDS", 0.1)
+    made = []
+
+    def wait():
+        with made_once(tmp_path / "store") as partial:
+            made.append(partial)
+
+    with made_once(tmp_path / "store") as partial:
+        (partial / "tokens.npy").touch()
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while not caplog.messages:
+            assert waiting.is_alive()
+            time.sleep(0.01)
+    waiting.join()
+    (said,) = caplog.messages
+    assert said.startswith(f"waiting for another run, which holds {tmp_path / 'store.lock'}: process {os.getpid()} on ")
+    assert made == [None], "it went on waiting, and found what the other one made"

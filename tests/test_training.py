@@ -147,6 +147,23 @@ def test_a_checkpoint_of_before_manifests_needs_all_states(phase3, tmp_path, nam
     assert last_whole_checkpoint(partial) == str(partial / "checkpoint-4")
 
 
+def test_the_checkpoint_that_was_taken_is_recorded(phase3, tmp_path):
+    """Not the newest one, which is damaged."""
+    with pytest.raises(KilledError):
+        phase3("stopped", 10)
+    spoil(tmp_path / "stopped.partial" / "checkpoint-8" / "model.safetensors", "truncate")
+    sessions = json.loads((phase3("stopped") / "run.json").read_text())["sessions"]
+    assert [session["from_step"] for session in sessions] == [None, 4]
+
+
+def test_the_held_out_losses_are_compared_once(phase3, monkeypatch, caplog):
+    compared = []
+    monkeypatch.setattr(training, "note_if_worse", lambda *losses, **options: compared.append(losses) or {})
+    record = json.loads((phase3("out", None, "--max_steps", "8", "--eval_steps", "4") / "run.json").read_text())
+    losses = [entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry]
+    assert compared == [("held-out loss", losses[0], losses[1])]
+
+
 def test_with_all_checkpoints_damaged_training_begins_anew(phase3, tmp_path):
     whole = phase3("whole")
     with pytest.raises(KilledError):

@@ -24,6 +24,7 @@ from modernbert_small.algebra import mean_free_basis
 from modernbert_small.distil.labels import DistillationDataset
 from modernbert_small.packed.batches import PackedSampler, packed_features
 from modernbert_small.run.devices import bf16_autocast
+from modernbert_small.run.progress import ProgressBar
 
 _SAMPLE_ROWS_PER_DIMENSION = 10
 
@@ -65,10 +66,12 @@ def _embed(student: SentenceTransformer, dataset: DistillationDataset, rows: int
     """Embeddings (rows, D) float32 of a dataset's first rows, on the CPU."""
     student.eval()
     device, parts = student.device, []
-    for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
-        features = send_to_device(packed_features(*dataset.store.gather(batch.rows)), device)
-        with bf16_autocast(device):
-            parts.append(student(features)["sentence_embedding"].float().cpu())
+    with ProgressBar(rows, "sample for the alignment", "text") as bar:
+        for batch in PackedSampler(dataset.store.lengths[:rows], tokens_per_batch, seed=0, shuffle=False):
+            features = send_to_device(packed_features(*dataset.store.gather(batch.rows)), device)
+            with bf16_autocast(device):
+                parts.append(student(features)["sentence_embedding"].float().cpu())
+            bar.update(len(batch.rows))
     return torch.cat(parts)
 
 

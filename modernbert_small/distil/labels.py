@@ -38,7 +38,7 @@ def load_labels(data: str | Path, split: str) -> NDArray[np.float16]:
     """
     files = split_files(data, split)
     key = xxhash.xxh3_64_hexdigest("\0".join(map(content_hash, files)).encode())
-    folder = cache_folder(data) / f"{split}-labels-{key}"
+    folder = cache_folder(data, f"{split}-labels-{key}")
     with made_once(folder) as partial:
         if partial is not None:
             _write_labels(partial / _LABELS, files)

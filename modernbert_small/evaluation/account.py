@@ -36,7 +36,7 @@ from modernbert_small.evaluation.systems import (
     truncated_widths,
 )
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.tables import markdown_table
+from modernbert_small.run.tables import markdown_table, printable
 
 __all__ = ["WIDTHS", "account", "account_after_training", "format_account", "is_reduced_teacher"]
 
@@ -286,7 +286,7 @@ def format_account(record: Mapping[str, Any]) -> str:
             blocks.append(markdown_table([[title, *names], *([row["system"], *_scores(row, names)] for row in rows)]))
     if record["cost"]:
         blocks.append(_cost_table(record["cost"]))
-    return "\n\n".join(blocks)
+    return printable("\n\n".join(blocks))
 
 
 def _retrieval_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,9 +1,11 @@
 """Evaluation sets: retrieval sets by NanoBEIR name or from a folder, sentence pairs by name or from a file."""
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -232,6 +234,9 @@ def _retrieval_set(
 
 def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
     """All sets of a folder laid out like NanoBEIR."""
+    for part in ("", "corpus", "queries", "qrels"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.listdir(folder / part)  # a denied permission is an error here, but no file at all for `glob`
     names = sorted({_set_name(file) for file in folder.glob("qrels/*.parquet")})
     if not names:
         raise UserError(f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")

@@ -93,16 +93,17 @@ def remove_later_checkpoints(folder: Path, step: int) -> None:
     If they stayed, they would count among those to keep, and the whole one would be removed as the oldest.
     """
     for path in _newest_first(folder):
-        if _step(path) > step:
+        if checkpoint_step(path) > step:
             shutil.rmtree(path)
 
 
 def _newest_first(folder: Path) -> list[Path]:
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(checkpoints, key=_step, reverse=True)
+    return sorted(checkpoints, key=checkpoint_step, reverse=True)
 
 
-def _step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved, by its name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -27,11 +28,14 @@ from modernbert_small.run.content import content_hash
 from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.manifest import damage, write_manifest
+from modernbert_small.run.places import lock_holder
 from modernbert_small.run.progress import ProgressBar
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import count_rows, read_table, split_files
 
 logger = logging.getLogger(__name__)
+
+_SILENT_SECONDS = 60  # of waiting for another run
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def tokenize_split(
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
     key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
-    folder = cache_folder(data) / f"{split}-{key}"
+    folder = cache_folder(data, f"{split}-{key}")
     with made_once(folder) as partial:
         if partial is not None:
             _write_store(partial, f"tokenising {split}", files, column, encoder)
@@ -104,18 +108,23 @@ def tokenize_split(
     )
 
 
-def cache_folder(data: str | Path) -> Path:
-    """The folder in which token stores and memory-mapped labels of a data folder are kept.
+def cache_folder(data: str | Path, name: str) -> Path:
+    """The folder of a token store, or of memory-mapped labels, of a data folder.
 
-    It lies beside the data, or in the user's cache folder if nothing can be written there.
+    It lies beside the data. If nothing can be written there, and no whole one is there, it lies in the user's cache.
+
+    Args:
+        data: folder of Parquet shards.
+        name: of the store.
     """
     folder = Path(data).absolute()
     beside = folder.with_name(folder.name + ".tokens")
-    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
-        return beside
+    is_writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
+    if is_writable or ((beside / name).exists() and not damage(beside / name)):
+        return beside / name
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = xxhash.xxh3_64_hexdigest(str(folder.resolve()).encode())
-    return home / "modernbert-small" / f"{folder.name}-{key}.tokens"
+    return home / "modernbert-small" / f"{folder.name}-{key}.tokens" / name
 
 
 @contextmanager
@@ -132,7 +141,7 @@ def made_once(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    with _locked(folder.with_name(folder.name + ".lock")):
         if folder.exists():
             if not (found := damage(folder)):
                 yield None
@@ -145,6 +154,22 @@ def made_once(folder: Path) -> Iterator[Path | None]:
         yield partial
         write_manifest(partial)
         publish(partial, folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock. A run that waits long for it says for whom, and goes on waiting."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_SILENT_SECONDS)
+    except Timeout:
+        logger.warning("waiting for another run, which holds %s: %s", path, lock_holder(path))
+        lock.acquire()
+    try:
+        path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def _write_store(partial: Path, doing: str, files: Sequence[Path], column: str, encoder: Tokenizer) -> None:

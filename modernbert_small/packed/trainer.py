@@ -21,9 +21,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from modernbert_small.packed.batches import PackedDataset, PackedLoader, PackedSampler
-from modernbert_small.packed.checkpoints import StopOnSignal, last_whole_checkpoint, remove_later_checkpoints
+from modernbert_small.packed.checkpoints import (
+    StopOnSignal,
+    checkpoint_step,
+    last_whole_checkpoint,
+    remove_later_checkpoints,
+)
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.progress import use_progress
+from modernbert_small.run.artefacts import Run
 from modernbert_small.run.devices import peak_memory_bytes
 from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
@@ -185,12 +191,12 @@ def require_context(max_seq_length: int, config: ModernBertConfig) -> None:
         )
 
 
-def train(trainer: Trainer, folder: Path, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
-    """Train from the last whole checkpoint in `folder`, or from the start if there is none.
+def train(trainer: Trainer, run: Run, config: ModernBertConfig, predicted_share: float = 0.0) -> dict[str, Any]:
+    """Train from the last whole checkpoint in the run's folder, or from the start if there is none.
 
     Args:
         trainer: a PackedTrainer.
-        folder: where the checkpoints are written.
+        run: started; the trainer's output folder is the run's, where the checkpoints are written.
         config: the encoder's, from which its floating-point operations are counted.
         predicted_share: share of the tokens whose logits are computed; 0 without a masked-LM head.
 
@@ -203,10 +209,11 @@ def train(trainer: Trainer, folder: Path, config: ModernBertConfig, predicted_sh
     sampler = trainer.get_train_dataloader().batch_sampler
     flops = training_flops_per_token(config, sampler.lengths, predicted_share)
     progress = use_progress(trainer, sampler, flops)
-    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
-    checkpoint = last_whole_checkpoint(folder)
+    shutil.rmtree(run.folder / _UNFINISHED, ignore_errors=True)
+    checkpoint = last_whole_checkpoint(run.folder)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
+    run.note_checkpoint(checkpoint_step(Path(checkpoint)) if checkpoint else None)
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -227,7 +234,6 @@ def train(trainer: Trainer, folder: Path, config: ModernBertConfig, predicted_sh
         "padding_share": 0.0,  # packed rows have no padding
         "peak_memory_bytes": peak_memory_bytes(),
         "history": history,
-        **_compare_held_out_losses(trainer, history),
     }
 
 
@@ -274,16 +280,19 @@ def worse_notice(measurements: Mapping[str, Any]) -> str:
     )
 
 
-def _compare_held_out_losses(trainer: Trainer, history: Sequence[Mapping[str, float]]) -> dict[str, EndedWorse]:
-    """Compare the first held-out loss in the history with that of the model that is kept, see `note_if_worse`."""
-    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    if not losses:
+def compare_held_out_losses(
+    history: Sequence[Mapping[str, float]], metrics: Mapping[str, float]
+) -> dict[str, EndedWorse]:
+    """Compare the first held-out loss of the training with that of the model that is kept, see `note_if_worse`.
+
+    Args:
+        history: of `train`'s measurements.
+        metrics: of `last_evaluation`.
+    """
+    first = next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None)
+    if first is None:
         return {}
-    values = list(losses.values())
-    first, kept = values[0], values[-1]
-    if trainer.args.load_best_model_at_end:
-        kept = losses.get(trainer.state.best_global_step, kept)
-    return note_if_worse("held-out loss", first, kept, greater_is_better=False)
+    return note_if_worse("held-out loss", first, metrics["eval_loss"], greater_is_better=False)
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:

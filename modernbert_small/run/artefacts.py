@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from modernbert_small.run.places import (
     output_folder,
     own_entries,
     publish_folder,
+    remove_artefact,
     require_apart,
     working_folder,
 )
 from modernbert_small.run.processes import rank, wait_for_all, world_size
-from modernbert_small.run.records import RUN_FILE, git_state, read_run, versions, write_json
+from modernbert_small.run.records import RUN_FILE, git_state, read_run, temporary_files, versions, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -82,25 +82,33 @@ class Run:
             self._lock.take(self.flag)
             if _times(self.output_dir, self.folder) != self._seen:
                 self._lock.release()
-                raise UserError(f"{self.flag} {self.output_dir}: was written by another run meanwhile; try again")
+                raise UserError(_overtaken(self.output_dir, self.flag))
             self._prepare_folder()
             if self.uses_gpu:
                 self._joules = gpu_joules()
         wait_for_all()
 
+    def note_checkpoint(self, step: int | None) -> None:
+        """Record the step of the checkpoint that this session goes on from, None if it goes on from none."""
+        if rank() == 0 and "sessions" in self.record:
+            self.record["sessions"][-1]["from_step"] = step
+            write_json(self.folder / RUN_FILE, self.record)
+
     def _prepare_folder(self) -> None:
         """The folder to write in, with what is kept of earlier work."""
         if self.damaged:
             logger.info("making again in %s: %s", self.output_dir, ", ".join(self.damaged))
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_artefact(self.folder)
             self.output_dir.rename(self.folder)
             for name in self.damaged:
                 (self.folder / name).unlink(missing_ok=True)
         elif self.resumed:
             logger.info("going on with the interrupted run in %s", self.folder)
         else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_artefact(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in temporary_files(self.folder):
+            path.unlink()
         write_json(self.folder / RUN_FILE, self.record)
 
     def finish(self, measurements: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,8 +191,42 @@ def begin(
         **git_state(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    seen = _times(final, working_folder(final))
+    try:
+        return _decide(final, record, seen, flag, overwrite=overwrite, uses_gpu=uses_gpu, resumable=resumable)
+    except (UserError, OSError):
+        if rank() == 0:
+            _refuse_if_overtaken(final, seen, flag)  # what was found may be another run's work in progress
+        raise
+
+
+def _refuse_if_overtaken(final: Path, seen: tuple[int | None, int | None], flag: str) -> None:
+    """Refuse if another run writes this artefact, or has written it since `seen` was taken.
+
+    Raises:
+        UserError: it does, or has.
+    """
+    OutputLock(final).check(flag)
+    if _times(final, working_folder(final)) != seen:
+        raise UserError(_overtaken(final, flag))
+
+
+def _overtaken(final: Path, flag: str) -> str:
+    return f"{flag} {final}: was written by another run meanwhile; try again"
+
+
+def _decide(
+    final: Path,
+    record: dict[str, Any],
+    seen: tuple[int | None, int | None],
+    flag: str,
+    *,
+    overwrite: bool,
+    uses_gpu: bool,
+    resumable: bool,
+) -> Run | None:
+    """What `begin` returns, by what lies in the output folder and in the folder to write in."""
     partial = working_folder(final)
-    seen = _times(final, partial)
     damaged: list[str] = []
     if _is_finished(final, record, overwrite, flag):
         damaged = damaged_outputs(final)
@@ -200,7 +242,7 @@ def begin(
     if damaged:
         return Run(final, partial, record, True, flag, uses_gpu, damaged, seen)
     if earlier is not None and resumable:
-        record["sessions"] = [*earlier.get("sessions", [_session(earlier)]), _session(record, partial)]
+        record["sessions"] = [*earlier.get("sessions", [_session(earlier)]), _session(record)]
         record["started"] = earlier["started"]
         return Run(final, partial, record, True, flag, uses_gpu, (), seen)
     return Run(final, partial, record, False, flag, uses_gpu, (), seen)
@@ -222,12 +264,10 @@ def _is_finished(final: Path, record: Mapping[str, Any], overwrite: bool, flag: 
     raise UserError(_refusal(flag, final, earlier, record))
 
 
-def _session(record: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """When and with what a run began or went on, and the checkpoint that it went on from, if there is one."""
-    checkpoints = folder.glob("checkpoint-[0-9]*") if folder is not None else ()
-    steps = [int(path.name.rpartition("-")[2]) for path in checkpoints if path.name.rpartition("-")[2].isdigit()]
+def _session(record: Mapping[str, Any]) -> dict[str, Any]:
+    """When and with what a run began or went on; `Run.note_checkpoint` says from which checkpoint."""
     known = {name: record.get(name) for name in ("started", "versions", "git_commit", "git_dirty")}
-    return {**known, "from_step": max(steps, default=None)}
+    return {**known, "from_step": None}
 
 
 def _changed_inputs(inputs: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -8,19 +8,22 @@ import ctypes
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import SoftFileLock, Timeout
 
-from modernbert_small.run.durable import sync_folder
+from modernbert_small.run.durable import sync_file, sync_folder
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.records import RUN_FILE
+from modernbert_small.run.records import RUN_FILE, temporary_files
 
 _PARTIAL, _LOCK = ".partial", ".lock"
 _NOT_OURS_BUT_EMPTY = {_PARTIAL, _LOCK, "lost+found"}  # what an unused mount point may hold
 # Of Linux' renameat2: paths relative to the working folder; exchange two names at once.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_RECORD_SECONDS = 5  # in which a process that has made a lock writes its record
 
 
 def output_folder(output_dir: str, flag: str) -> Path:
@@ -47,8 +50,23 @@ def working_folder(final: Path) -> Path:
 
 
 def own_entries(folder: Path) -> list[Path]:
-    """What a folder holds, without what an empty mount point may hold; nothing if there is no such folder."""
-    return [path for path in folder.iterdir() if path.name not in _NOT_OURS_BUT_EMPTY] if folder.is_dir() else []
+    """What a folder holds, without what an empty mount point may hold; nothing if there is no such folder.
+
+    A run.json that was still under its temporary name when its run was killed doesn't count either.
+    """
+    if not folder.is_dir():
+        return []
+    unnamed = temporary_files(folder, RUN_FILE)
+    return [path for path in folder.iterdir() if path.name not in _NOT_OURS_BUT_EMPTY and path not in unnamed]
+
+
+def remove_artefact(folder: Path) -> None:
+    """Remove a folder if it is there. Its run.json goes last, so that what a kill leaves is known as an artefact's."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name != RUN_FILE:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.rmtree(folder)
 
 
 def overlap(first: str | Path, second: str | Path) -> bool:
@@ -71,6 +89,15 @@ def require_apart(final: Path, inputs: Mapping[str, str], flag: str) -> None:
             )
 
 
+def lock_holder(path: Path) -> str:
+    """Who holds a lock, by a file with the number of a process and the name of its host, a line each."""
+    try:
+        process, host = path.read_text(encoding="utf-8").split("\n")[:2]
+    except (OSError, ValueError):
+        return "an unknown process"
+    return f"process {process} on {host}"
+
+
 class OutputLock:
     """Keeps two runs from writing one artefact.
 
@@ -90,15 +117,38 @@ class OutputLock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._acquire()
         except Timeout as error:
             if self._lock.is_lock_held_by_us:  # of an earlier try in this process, which an error ended
                 return
-            process, host, *_ = [*self._path.read_text(encoding="utf-8").split("\n"), "?", "?"]
             raise UserError(
-                f"{flag}: process {process} on {host} is writing this folder; wait until it ends, or, if it runs no "
+                f"{flag}: {lock_holder(self._path)} is writing this folder; wait until it ends, or, if it runs no "
                 f"more, remove {self._path}"
             ) from error
+        sync_file(self._path)  # after a power cut an empty lock would not tell whether its process is gone
+
+    def _acquire(self) -> None:
+        """Take the lock, also an empty one that stays empty: its process was killed before it wrote its record.
+
+        filelock takes over no empty file, but one whose record cannot be read and does not change for 2 s. The text
+        written here is shorter than any record, which would replace it.
+        """
+        with suppress(Timeout):
+            self._lock.acquire(timeout=0)
+            return
+        deadline = time.monotonic() + _RECORD_SECONDS
+        while (is_empty := self._is_empty()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if is_empty:
+            with suppress(FileNotFoundError), self._path.open("r+") as stream:
+                stream.write("?\n")
+        self._lock.acquire(timeout=_RECORD_SECONDS if is_empty else 0)
+
+    def _is_empty(self) -> bool:
+        try:
+            return self._path.stat().st_size == 0
+        except FileNotFoundError:
+            return False
 
     def check(self, flag: str) -> None:
         """Refuse if another process holds the lock; nothing is written.
@@ -129,7 +179,8 @@ def publish_folder(folder: Path, final: Path) -> None:
     if not final.exists():
         folder.rename(final)
     elif _exchange(folder, final):
-        shutil.rmtree(folder)
+        sync_folder(final.parent)  # else, after a power cut, the final name could be that of the folder removed here
+        remove_artefact(folder)
     else:
         aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
         final.rename(aside / final.name)

@@ -55,6 +55,11 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def temporary_files(folder: Path, of: str = "*") -> list[Path]:
+    """What `write_text` left below a folder when it was killed, of files with a certain name or of all."""
+    return [path for path in folder.rglob(f".{of}.????????") if path.is_file()]
+
+
 def _umask() -> int:
     """Which permissions new files do not get; a temporary file has none for others."""
     mask = os.umask(0o022)
