@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.workload import Measurement, Workload, load_script
@@ -33,6 +32,8 @@ def usual_with_chunks(workload: Workload) -> Measurement:
 
 def _usual(workload: Workload, chunk: bool) -> Measurement:
     """The usual way, with or without cutting long texts."""
+    from datasets import concatenate_datasets, load_dataset  # ours does without datasets
+
     tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student") if chunk else None
     began = time.perf_counter()
     parts = []

@@ -49,11 +49,12 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--warm_up_rows", type=int, required=True, help="the corpus's first rows, which are not timed")
     parser.add_argument("--max_seq_length", type=int, required=True, help="tokens at which texts are cut")
+    parser.add_argument("--torch_compile", action="store_true", help="compile the layers of ours")
+    parser.add_argument("--profile", action="store_true", help="count the device's work in ours")
     parser.add_argument("--cuda", action="store_true", help="use a GPU's batch sizes, and measure its memory")
     args = parser.parse_args()
-    workload = Workload(
-        args.folder, args.scratch, args.first, args.rows, args.cuda, args.warm_up_rows, args.max_seq_length
-    )
+    names = (field.name for field in dataclasses.fields(Workload))
+    workload = Workload(**{name: getattr(args, name) for name in names})
     if args.what.startswith("corpus"):
         module, function = "corpus", args.side + args.what.removeprefix("corpus")
     else:

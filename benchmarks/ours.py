@@ -1,12 +1,13 @@
 """Our way: the classes of the phases themselves, on the same rows as in `usual`."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.training import QUIET, Stopwatch, device, synchronise
+from benchmarks.training import QUIET, Stopwatch, busy_seconds, device, synchronise
 from benchmarks.workload import (
     MLM_PROBABILITY,
     STUDENT_WIDTH,
@@ -18,6 +19,7 @@ from benchmarks.workload import (
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.loading import load_mean_pooled
@@ -31,6 +33,7 @@ def mlm(workload: Workload) -> Measurement:
         model_name_or_path=str(workload.folder / "student"),
         output_dir=str(workload.scratch),
         tokens_per_batch=workload.tokens_per_batch,
+        torch_compile=workload.torch_compile,
         **QUIET,
     )
     student, tokenizer = phase.load_student(args)
@@ -42,16 +45,19 @@ def mlm(workload: Workload) -> Measurement:
         positions.reset()
         return Stopwatch.train(phase.MaskedLMTrainer(model=student, args=args, train_dataset=rows))
 
-    train(warm_up=True)
-    seconds = train(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    flops = training_flops_per_token(student.config, _rows(store, workload, False).lengths, MLM_PROBABILITY)
+    return _measured(workload, positions, train, flops)
 
 
 def labels(workload: Workload) -> Measurement:
     """Phase 4: texts are tokenised, then embedded in batches of similar length that hold about equally many tokens."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"))
     labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto")
-    positions = Positions(teacher[0].auto_model)
+    encoder = teacher[0].auto_model
+    if workload.torch_compile:
+        for layer in encoder.layers:
+            layer.compile(dynamic=True)
+    positions = Positions(encoder)
     table = next(read_table(split_files(workload.folder / "corpus", "train"), ("text", "kind"), rows=1 << 20))
 
     def embed(warm_up: bool) -> float:
@@ -63,9 +69,11 @@ def labels(workload: Workload) -> Measurement:
         synchronise()
         return time.perf_counter() - began
 
-    embed(warm_up=True)
-    seconds = embed(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    first, last = workload.slice()
+    rows = table.slice(first, last - first)
+    lengths = map(len, labeller.tokenize(rows["text"].to_pylist(), rows["kind"].to_pylist()))
+    flops = training_flops_per_token(encoder.config, np.fromiter(lengths, np.int64)) / 3  # backward is twice forward
+    return _measured(workload, positions, embed, flops)
 
 
 def distillation(workload: Workload) -> Measurement:
@@ -76,6 +84,7 @@ def distillation(workload: Workload) -> Measurement:
         tokens_per_batch=workload.distillation_tokens_per_batch,
         load_best_model_at_end=False,
         num_train_epochs=1,
+        torch_compile=workload.torch_compile,
         **QUIET,
     )
     student = load_mean_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
@@ -87,9 +96,28 @@ def distillation(workload: Workload) -> Measurement:
         positions.reset()
         return Stopwatch.train(phase.new_trainer(args, student, rows, rows, []))
 
-    train(warm_up=True)
-    seconds = train(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    lengths = _distillation_rows(workload, student.tokenizer, warm_up=False).store.lengths
+    return _measured(workload, positions, train, training_flops_per_token(student[0].auto_model.config, lengths))
+
+
+def _measured(
+    workload: Workload, positions: Positions, run: Callable[[bool], float], flops_per_token: float
+) -> Measurement:
+    """Run the warm-up, then what is timed, then the warm-up's rows once more if the device's work is asked for.
+
+    Args:
+        workload: what is run on.
+        positions: of the model.
+        run: whether it is the warm-up -> seconds.
+        flops_per_token: of what is timed.
+    """
+    run(True)
+    seconds = run(False)
+    measurement = Measurement(positions.tokens, seconds, positions.positions, flops_per_token=flops_per_token)
+    if workload.profile and workload.cuda:
+        busy = busy_seconds(lambda: run(True))
+        measurement.busy_seconds_per_token = busy / positions.tokens
+    return measurement
 
 
 def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:

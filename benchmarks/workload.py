@@ -33,6 +33,8 @@ class Workload:
         cuda: whether to use the GPU's batch sizes.
         warm_up_rows: the corpus's first rows, which are run once before the clock starts.
         max_seq_length: tokens at which texts are cut.
+        torch_compile: whether ours compiles the layers.
+        profile: whether ours runs the warm-up's rows once more, to count the device's work.
     """
 
     folder: Path
@@ -42,6 +44,8 @@ class Workload:
     cuda: bool = False
     warm_up_rows: int = 0
     max_seq_length: int = MAX_SEQ_LENGTH
+    torch_compile: bool = False
+    profile: bool = False
 
     def slice(self, warm_up: bool = False) -> tuple[int, int]:
         """The first row and the one after the last; the warm-up has the corpus's first rows, which are not timed."""
@@ -72,12 +76,16 @@ class Measurement:
         seconds: duration of the timed part.
         positions: tokens and padding that the model ran on, or that the batches hold; None without batches.
         peak_bytes: peak memory of the GPU with CUDA, of the process without.
+        flops_per_token: counted, see packed/flops.py; only of ours.
+        busy_seconds_per_token: seconds for which kernels ran; only with CUDA and `profile`.
     """
 
     tokens: int
     seconds: float
     positions: int | None = None
     peak_bytes: int = 0
+    flops_per_token: float | None = None
+    busy_seconds_per_token: float | None = None
 
     def to_json(self) -> str:
         """The measurement as one line of JSON."""

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from datasets import load_dataset, load_dataset_builder
-from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
@@ -273,6 +271,9 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     here = Path(location).exists()
     folder = location
     try:
+        from datasets import load_dataset, load_dataset_builder  # local files do without datasets
+        from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
         if not here and constants.HF_HUB_OFFLINE:
             folder = snapshot_download(location, repo_type="dataset", local_files_only=True)
         builder = load_dataset_builder(folder, config)
