@@ -5,8 +5,8 @@
     python -m benchmarks.gpu comparison --corpus data/corpus --tokenizer checkpoints/init --rounds 3
 
 Each command consists of parts. It writes NAME.json after each part, and NAME.md at the end, into --output_dir. A part
-that is in NAME.json is not run again, so a command that was cut off goes on where it was. On one H100 each was meant to
-take less than eight minutes, with one round; that was not measured yet. No network is needed, if --tokenizer is a
+that is in NAME.json is not run again, so a command that was cut off goes on where it was. On one GPU each is meant to
+take less than eight minutes with one round, which nobody has measured yet. No network is needed if --tokenizer is a
 folder. A part that cannot run here is `not run` in the table, which says why: on a CPU what needs CUDA, and without the
 package datasets what needs sentence-transformers' trainer.
 
