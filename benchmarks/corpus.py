@@ -11,10 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.workload import MAX_SEQ_LENGTH, Measurement, Workload, load_script
+from benchmarks.workload import Measurement, Workload, load_script
 from modernbert_small.run.errors import UserError
 
 # The columns of text that phase 1 knows.
@@ -33,6 +32,8 @@ def usual_with_chunks(workload: Workload) -> Measurement:
 
 def _usual(workload: Workload, chunk: bool) -> Measurement:
     """The usual way, with or without cutting long texts."""
+    from datasets import concatenate_datasets, load_dataset  # ours does without datasets
+
     tokenizer = AutoTokenizer.from_pretrained(workload.folder / "student") if chunk else None
     began = time.perf_counter()
     parts = []
@@ -42,7 +43,7 @@ def _usual(workload: Workload, chunk: bool) -> Measurement:
         parts.append(rows.map(flatten, batched=True, remove_columns=rows.column_names))
     whole = concatenate_datasets(parts)
     if tokenizer is not None:
-        whole = whole.map(functools.partial(_chunk, tokenizer), batched=True)
+        whole = whole.map(functools.partial(_chunk, tokenizer, workload.max_seq_length), batched=True)
     splits = whole.shuffle(seed=42).train_test_split(test_size=1000, seed=42)
     for name, split in splits.items():
         split.to_parquet(workload.scratch / f"{name}.parquet")
@@ -54,13 +55,15 @@ def _flatten(columns: list[str], batch: dict[str, list[str]]) -> dict[str, list[
     return {"text": [text for column in columns for text in batch[column]]}
 
 
-def _chunk(tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The texts of a batch, cut to MAX_SEQ_LENGTH tokens."""
+def _chunk(
+    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, batch: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """The texts of a batch, cut to so many tokens."""
     texts = batch["text"]
     windows = tokenizer(
         texts,
         truncation=True,
-        max_length=MAX_SEQ_LENGTH,
+        max_length=max_seq_length,
         add_special_tokens=False,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
@@ -74,7 +77,7 @@ def ours(workload: Workload) -> Measurement:
     phase = load_script("mlm/create_dataset.py")
     sys.argv = ["create_dataset.py", "--output_dir", str(workload.scratch / "corpus"), "--validation_rows", "1000"]
     sys.argv += ["--tokenizer_name_or_path", str(workload.folder / "student")]
-    sys.argv += ["--max_seq_length", str(MAX_SEQ_LENGTH), "--sources"]
+    sys.argv += ["--max_seq_length", str(workload.max_seq_length), "--sources"]
     sys.argv += [f"{name}={path}" for name, path in workload.sources.items()]
     began = time.perf_counter()
     phase.main()

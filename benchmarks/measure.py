@@ -3,7 +3,7 @@
 speed.py runs this. To run it alone, from the root of the repository, with a folder that prepare.py wrote:
 
     python -m benchmarks.measure usual mlm --folder <prepared> --scratch <new> --first 16 --rows 64 \
-        --warm_up_rows 16 --result r.json
+        --warm_up_rows 16 --max_seq_length 1024 --result r.json
 """
 
 import argparse
@@ -40,17 +40,21 @@ def peak_bytes(cuda: bool) -> int:
 def main() -> None:
     """Run one measurement and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=("usual", "ours"), help="which way of doing it")
-    parser.add_argument("what", help="what to measure, see speed.py: mlm, labels, distillation, data_path, corpus, ...")
+    parser.add_argument("side", choices=("usual", "strongest", "ours"), help="which way of doing it")
+    parser.add_argument("what", help="what to measure, see speed.py: mlm, labels, distillation, corpus, ...")
     parser.add_argument("--folder", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--scratch", type=Path, required=True, help="empty folder to write into")
     parser.add_argument("--first", type=int, required=True, help="first row of the corpus to run on")
     parser.add_argument("--rows", type=int, required=True, help="number of rows to run on")
     parser.add_argument("--result", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--warm_up_rows", type=int, required=True, help="the corpus's first rows, which are not timed")
+    parser.add_argument("--max_seq_length", type=int, required=True, help="tokens at which texts are cut")
+    parser.add_argument("--torch_compile", action="store_true", help="compile the layers of ours")
+    parser.add_argument("--profile", action="store_true", help="count the device's work in ours")
     parser.add_argument("--cuda", action="store_true", help="use a GPU's batch sizes, and measure its memory")
     args = parser.parse_args()
-    workload = Workload(args.folder, args.scratch, args.first, args.rows, args.cuda, args.warm_up_rows)
+    names = (field.name for field in dataclasses.fields(Workload))
+    workload = Workload(**{name: getattr(args, name) for name in names})
     if args.what.startswith("corpus"):
         module, function = "corpus", args.side + args.what.removeprefix("corpus")
     else:

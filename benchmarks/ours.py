@@ -1,14 +1,14 @@
 """Our way: the classes of the phases themselves, on the same rows as in `usual`."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.training import QUIET, Stopwatch, device, synchronise
+from benchmarks.training import QUIET, Stopwatch, busy_seconds, device, synchronise
 from benchmarks.workload import (
-    MAX_SEQ_LENGTH,
     MLM_PROBABILITY,
     STUDENT_WIDTH,
     Measurement,
@@ -19,7 +19,7 @@ from benchmarks.workload import (
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
-from modernbert_small.packed.batches import PackedLoader, PackedSampler
+from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.loading import load_mean_pooled
@@ -33,10 +33,11 @@ def mlm(workload: Workload) -> Measurement:
         model_name_or_path=str(workload.folder / "student"),
         output_dir=str(workload.scratch),
         tokens_per_batch=workload.tokens_per_batch,
+        torch_compile=workload.torch_compile,
         **QUIET,
     )
     student, tokenizer = phase.load_student(args)
-    store = tokenize_split(workload.folder / "corpus", "train", "text", tokenizer, MAX_SEQ_LENGTH)
+    store = tokenize_split(workload.folder / "corpus", "train", "text", tokenizer, workload.max_seq_length)
     positions = Positions(student)
 
     def train(warm_up: bool) -> float:
@@ -44,16 +45,19 @@ def mlm(workload: Workload) -> Measurement:
         positions.reset()
         return Stopwatch.train(phase.MaskedLMTrainer(model=student, args=args, train_dataset=rows))
 
-    train(warm_up=True)
-    seconds = train(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    flops = training_flops_per_token(student.config, _rows(store, workload, False).lengths, MLM_PROBABILITY)
+    return _measured(workload, positions, train, flops)
 
 
 def labels(workload: Workload) -> Measurement:
     """Phase 4: texts are tokenised, then embedded in batches of similar length that hold about equally many tokens."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"))
     labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto")
-    positions = Positions(teacher[0].auto_model)
+    encoder = teacher[0].auto_model
+    if workload.torch_compile:
+        for layer in encoder.layers:
+            layer.compile(dynamic=True)
+    positions = Positions(encoder)
     table = next(read_table(split_files(workload.folder / "corpus", "train"), ("text", "kind"), rows=1 << 20))
 
     def embed(warm_up: bool) -> float:
@@ -65,9 +69,11 @@ def labels(workload: Workload) -> Measurement:
         synchronise()
         return time.perf_counter() - began
 
-    embed(warm_up=True)
-    seconds = embed(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    first, last = workload.slice()
+    rows = table.slice(first, last - first)
+    lengths = map(len, labeller.tokenize(rows["text"].to_pylist(), rows["kind"].to_pylist()))
+    flops = training_flops_per_token(encoder.config, np.fromiter(lengths, np.int64)) / 3  # backward is twice forward
+    return _measured(workload, positions, embed, flops)
 
 
 def distillation(workload: Workload) -> Measurement:
@@ -75,12 +81,13 @@ def distillation(workload: Workload) -> Measurement:
     phase = load_script("distil_train.py")
     args = phase.DistilTrainArguments(
         output_dir=str(workload.scratch),
-        tokens_per_batch=16_384 if workload.cuda else workload.tokens_per_batch,
+        tokens_per_batch=workload.distillation_tokens_per_batch,
         load_best_model_at_end=False,
         num_train_epochs=1,
+        torch_compile=workload.torch_compile,
         **QUIET,
     )
-    student = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH)
+    student = load_mean_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
     use_packed_attention(student[0].auto_model, args.attn_implementation, args.device, args.compute_dtype)
     positions = Positions(student[0].auto_model)
 
@@ -89,27 +96,28 @@ def distillation(workload: Workload) -> Measurement:
         positions.reset()
         return Stopwatch.train(phase.new_trainer(args, student, rows, rows, []))
 
-    train(warm_up=True)
-    seconds = train(warm_up=False)
-    return Measurement(positions.tokens, seconds, positions.positions)
+    lengths = _distillation_rows(workload, student.tokenizer, warm_up=False).store.lengths
+    return _measured(workload, positions, train, training_flops_per_token(student[0].auto_model.config, lengths))
 
 
-def data_path(workload: Workload) -> Measurement:
-    """The batches of distillation without the model: from a token store and memory-mapped labels."""
-    tokenizer = load_mean_pooled("model", str(workload.folder / "student"), MAX_SEQ_LENGTH).tokenizer
+def _measured(
+    workload: Workload, positions: Positions, run: Callable[[bool], float], flops_per_token: float
+) -> Measurement:
+    """Run the warm-up, then what is timed, then the warm-up's rows once more if the device's work is asked for.
 
-    def fetch(warm_up: bool) -> tuple[float, int, int]:
-        rows = _distillation_rows(workload, tokenizer, warm_up)
-        loader = PackedLoader(rows, PackedSampler(rows.store.lengths, workload.tokens_per_batch, seed=0))
-        positions = 0
-        began = time.perf_counter()
-        for batch in loader:
-            positions += batch["sentence_input_ids"].numel()
-        return time.perf_counter() - began, int(rows.store.lengths.sum()), positions
-
-    fetch(warm_up=True)
-    seconds, tokens, positions = fetch(warm_up=False)
-    return Measurement(tokens, seconds, positions)
+    Args:
+        workload: what is run on.
+        positions: of the model.
+        run: whether it is the warm-up -> seconds.
+        flops_per_token: of what is timed.
+    """
+    run(True)
+    seconds = run(False)
+    measurement = Measurement(positions.tokens, seconds, positions.positions, flops_per_token=flops_per_token)
+    if workload.profile and workload.cuda:
+        busy = busy_seconds(lambda: run(True))
+        measurement.busy_seconds_per_token = busy / positions.tokens
+    return measurement
 
 
 def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
@@ -121,7 +129,7 @@ def _rows(store: TokenStore, workload: Workload, warm_up: bool) -> TokenStore:
 
 def _distillation_rows(workload: Workload, tokenizer: PreTrainedTokenizerBase, warm_up: bool) -> DistillationDataset:
     """The texts that are measured, with their labels."""
-    store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, MAX_SEQ_LENGTH)
+    store = tokenize_split(workload.folder / "distil", "train", "sentence", tokenizer, workload.max_seq_length)
     first, last = workload.slice(warm_up)
     vectors = load_labels(workload.folder / "distil", "train")[first:last]
     assert vectors.dtype == np.float16

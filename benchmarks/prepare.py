@@ -1,6 +1,6 @@
 """Prepare what all measurements of speed.py run on.
 
-    python -m benchmarks.prepare --folder /tmp/bench --tokenizer <folder> --rows 10000
+    python -m benchmarks.prepare --folder /tmp/bench --tokenizer <folder> --rows 1000 --most_rows 10000
 
 Out: raw sources, a corpus, labels, a student and a teacher. Weights and labels are random, since speed does not depend
 on them. speed.py runs this in a process of its own.
@@ -86,29 +86,32 @@ def count_source_tokens(sources: dict[str, str], tokenizer: PreTrainedTokenizerB
     return round(total)
 
 
-def build_corpus(folder: Path, sources: dict[str, str], tokenizer: str) -> None:
+def build_corpus(folder: Path, sources: dict[str, str], tokenizer: str, max_seq_length: int = MAX_SEQ_LENGTH) -> None:
     """Run phase 1 on the sources."""
     command = [sys.executable, str(ROOT / "mlm" / "create_dataset.py"), "--output_dir", str(folder)]
-    command += ["--tokenizer_name_or_path", tokenizer, "--max_seq_length", str(MAX_SEQ_LENGTH)]
+    command += ["--tokenizer_name_or_path", tokenizer, "--max_seq_length", str(max_seq_length)]
     command += ["--validation_rows", "100", "--sources", *(f"{name}={path}" for name, path in sources.items())]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def take_rows(corpus: Path, rows: int) -> pa.Table:
-    """The first rows of a corpus; phase 1 has shuffled them.
+def take_rows(corpus: Path, least: int, most: int) -> pa.Table:
+    """The first rows of a corpus, which phase 1 has shuffled: `most` of them, or all.
 
     Raises:
-        UserError: the corpus has fewer rows.
+        UserError: the corpus has fewer rows than `least`.
     """
     tables: list[pa.Table] = []
     for table in read_table(split_files(corpus, "train", "--corpus"), ("text", "source", "kind")):
         tables.append(table)
-        if sum(map(len, tables)) >= rows:
-            return pa.concat_tables(tables).slice(0, rows)
-    raise UserError(
-        f"--corpus {corpus}: {sum(map(len, tables))} rows, but the measurements need {rows}; use fewer rows or a "
-        "larger corpus"
-    )
+        if sum(map(len, tables)) >= most:
+            break
+    taken = pa.concat_tables(tables).slice(0, most)
+    if len(taken) < least:
+        raise UserError(
+            f"--corpus {corpus}: {len(taken)} rows, but the measurements need {least}; use fewer rows or a larger "
+            "corpus"
+        )
+    return taken
 
 
 def write_data(folder: Path, texts: pa.Table) -> None:
@@ -123,13 +126,14 @@ def write_data(folder: Path, texts: pa.Table) -> None:
         pq.write_table(table, folder / name / "train-00000-of-00001.parquet")
 
 
-def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_layers: int) -> None:
+def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_layers: int, max_seq_length: int) -> None:
     """Write a student and a teacher with random weights.
 
     Args:
         folder: gets `student`, `encoder` and `teacher`.
         tokenizer: of both models.
         teacher_layers: how many layers of ModernBERT-base's size the teacher has.
+        max_seq_length: tokens at which the teacher cuts texts.
     """
     torch.manual_seed(0)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
@@ -155,7 +159,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_layer
     ModernBertModel(teacher).save_pretrained(folder / "encoder")
     for name in ("student", "encoder"):
         tokenizer.save_pretrained(folder / name)
-    encoder = Transformer(str(folder / "encoder"), max_seq_length=MAX_SEQ_LENGTH)
+    encoder = Transformer(str(folder / "encoder"), max_seq_length=max_seq_length)
     SentenceTransformer(modules=[encoder, Pooling(TEACHER_WIDTH, "cls")]).save_pretrained(str(folder / "teacher"))
 
 
@@ -164,7 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id")
-    parser.add_argument("--rows", type=int, required=True, help="rows of the corpus to measure on")
+    parser.add_argument("--rows", type=int, required=True, help="rows that must be there to measure on")
+    parser.add_argument("--most_rows", type=int, required=True, help="rows to keep, among which some ways sort")
+    parser.add_argument("--max_seq_length", type=int, default=MAX_SEQ_LENGTH, help="tokens at which texts are cut")
     parser.add_argument("--sources", nargs="*", help="NAME=PATH of Parquet, as phase 1 reads it; default: docstrings")
     parser.add_argument("--corpus", type=Path, help="phase 1's output; default: one made of the sources")
     parser.add_argument(
@@ -177,9 +183,11 @@ def main() -> None:
     if not args.no_sources or args.corpus is None:
         sources = write_sources(args.folder, args.sources, tokenizer)
     if args.corpus is None:
-        build_corpus(args.folder / "whole_corpus", sources, args.tokenizer)
-    write_data(args.folder, take_rows(args.corpus or args.folder / "whole_corpus", args.rows))
-    write_models(args.folder, tokenizer, args.teacher_layers)
+        build_corpus(args.folder / "whole_corpus", sources, args.tokenizer, args.max_seq_length)
+    write_data(
+        args.folder, take_rows(args.corpus or args.folder / "whole_corpus", args.rows, max(args.rows, args.most_rows))
+    )
+    write_models(args.folder, tokenizer, args.teacher_layers, args.max_seq_length)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
@@ -35,7 +36,6 @@ from benchmarks.training import QUIET, Stopwatch, bf16, device, synchronise
 from benchmarks.workload import (
     DISTILLATION_ROWS_PER_BATCH,
     ENCODE_ROWS_PER_BATCH,
-    MAX_SEQ_LENGTH,
     MLM_PROBABILITY,
     MLM_ROWS_PER_BATCH,
     Measurement,
@@ -63,12 +63,7 @@ def mlm(workload: Workload) -> Measurement:
     )
 
     def train(warm_up: bool) -> float:
-        rows = _rows(workload, "corpus", warm_up)
-        tokenized = rows.map(
-            lambda batch: tokenizer(batch["text"], truncation=True, max_length=MAX_SEQ_LENGTH),
-            batched=True,
-            remove_columns=rows.column_names,
-        )
+        tokenized = tokenize(_rows(workload, "corpus", warm_up), "text", tokenizer, workload.max_seq_length)
         positions.reset()
         trainer = Trainer(model=model, args=args, train_dataset=tokenized, data_collator=collator)
         return Stopwatch.train(trainer)
@@ -102,7 +97,7 @@ def labels(workload: Workload) -> Measurement:
 
 def distillation(workload: Workload) -> Measurement:
     """Training on the mean squared error to the labels with sentence-transformers' own trainer."""
-    student = _student(workload)
+    student = new_student(workload)
     positions = Positions(student[0].auto_model)
 
     def train(warm_up: bool) -> float:
@@ -114,33 +109,28 @@ def distillation(workload: Workload) -> Measurement:
     return Measurement(positions.tokens, seconds, positions.positions)
 
 
-def data_path(workload: Workload) -> Measurement:
-    """The batches of distillation without the model: rows of a list column, which the collator tokenises and pads."""
-    student = _student(workload)
-
-    def fetch(warm_up: bool) -> tuple[float, int, int]:
-        loader = _distillation_trainer(workload, student, warm_up).get_train_dataloader()
-        tokens = positions = 0
-        began = time.perf_counter()
-        for batch in loader:
-            tokens += int(batch["sentence_attention_mask"].sum())
-            positions += batch["sentence_input_ids"].numel()
-        return time.perf_counter() - began, tokens, positions
-
-    fetch(warm_up=True)
-    seconds, tokens, positions = fetch(warm_up=False)
-    return Measurement(tokens, seconds, positions)
+def load(workload: Workload, data: str) -> Dataset:
+    """All rows of a data folder."""
+    return load_dataset("parquet", data_files=str(workload.folder / data / "train-*.parquet"), split="train")
 
 
 def _rows(workload: Workload, data: str, warm_up: bool) -> Dataset:
     """The rows of a data folder that are measured."""
-    dataset = load_dataset("parquet", data_files=str(workload.folder / data / "train-*.parquet"), split="train")
-    return dataset.select(range(*workload.slice(warm_up)))
+    return load(workload, data).select(range(*workload.slice(warm_up)))
 
 
-def _student(workload: Workload) -> SentenceTransformer:
-    """The student with mean pooling and Normalize."""
-    transformer = Transformer(str(workload.folder / "student"), max_seq_length=MAX_SEQ_LENGTH)
+def tokenize(rows: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
+    """The token ids of a column's texts, which are cut at `max_seq_length`."""
+    return rows.map(
+        lambda batch: tokenizer(batch[column], truncation=True, max_length=max_seq_length),
+        batched=True,
+        remove_columns=rows.column_names,
+    )
+
+
+def new_student(workload: Workload, **kwargs: Any) -> SentenceTransformer:
+    """The student with mean pooling and Normalize; `kwargs` are those of its Transformer."""
+    transformer = Transformer(str(workload.folder / "student"), max_seq_length=workload.max_seq_length, **kwargs)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device=str(device()))
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Protocol, SupportsInt
 
 ROOT = Path(__file__).parent.parent
-MAX_SEQ_LENGTH = 1024
+MAX_SEQ_LENGTH = 1024  # what the student reads
 TEACHER_WIDTH, STUDENT_WIDTH = 768, 384
 # Rows of a usual batch, which are drawn at random.
 MLM_ROWS_PER_BATCH, DISTILLATION_ROWS_PER_BATCH, ENCODE_ROWS_PER_BATCH = 16, 64, 32
@@ -23,7 +23,7 @@ MLM_PROBABILITY = 0.3
 
 @dataclass(frozen=True)
 class Workload:
-    """What a measurement runs on, the same for both ways of doing it.
+    """What a measurement runs on, the same for all ways of doing it.
 
     Attributes:
         folder: what prepare.py wrote: corpus, distil, source, student, teacher, sources.json.
@@ -32,6 +32,9 @@ class Workload:
         rows: the number of rows to run on.
         cuda: whether to use the GPU's batch sizes.
         warm_up_rows: the corpus's first rows, which are run once before the clock starts.
+        max_seq_length: tokens at which texts are cut.
+        torch_compile: whether ours compiles the layers.
+        profile: whether ours runs the warm-up's rows once more, to count the device's work.
     """
 
     folder: Path
@@ -40,6 +43,9 @@ class Workload:
     rows: int
     cuda: bool = False
     warm_up_rows: int = 0
+    max_seq_length: int = MAX_SEQ_LENGTH
+    torch_compile: bool = False
+    profile: bool = False
 
     def slice(self, warm_up: bool = False) -> tuple[int, int]:
         """The first row and the one after the last; the warm-up has the corpus's first rows, which are not timed."""
@@ -47,8 +53,13 @@ class Workload:
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens of our batches: few enough for a CPU's caches, or many enough to keep a GPU busy."""
+        """Tokens of a batch of phases 3 and 4: few enough for a CPU's caches, or many enough to keep a GPU busy."""
         return 65_536 if self.cuda else 4096
+
+    @property
+    def distillation_tokens_per_batch(self) -> int:
+        """Tokens of a batch of phase 5, whose default is smaller."""
+        return min(self.tokens_per_batch, 16_384)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -65,12 +76,16 @@ class Measurement:
         seconds: duration of the timed part.
         positions: tokens and padding that the model ran on, or that the batches hold; None without batches.
         peak_bytes: peak memory of the GPU with CUDA, of the process without.
+        flops_per_token: counted, see packed/flops.py; only of ours.
+        busy_seconds_per_token: seconds for which kernels ran; only with CUDA and `profile`.
     """
 
     tokens: int
     seconds: float
     positions: int | None = None
     peak_bytes: int = 0
+    flops_per_token: float | None = None
+    busy_seconds_per_token: float | None = None
 
     def to_json(self) -> str:
         """The measurement as one line of JSON."""

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from datasets import load_dataset, load_dataset_builder
-from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
@@ -270,6 +268,9 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     Raises:
         UserError: it cannot be reached, has no such config or no split `train`, or has files outside its folder.
     """
+    from datasets import load_dataset, load_dataset_builder  # local files do without datasets
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
     try:
         folder = _local_folder(location) or location
         builder = load_dataset_builder(folder, config)
