@@ -6,7 +6,7 @@
 
 All ways run in turn, on the same corpus and models and in the same precision. Each measurement is made in a new process
 after a warm-up. Each round has rows of its own, and the table shows medians over the rounds. The results are written to
-speed.json and speed.md in --output_dir. All of it takes TODO-BENCH minutes on two CPU cores, mostly for the usual way.
+speed.json and speed.md in --output_dir.
 
 What is compared, usual | strongest | ours:
     mlm           Trainer, 16 random rows padded, checkpointing, all logits | Trainer, batches of similar length, logits
