@@ -3,7 +3,7 @@
 # make test      runs the whole test suite, offline
 # make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write
 # make check     runs ruff, mypy and import-linter
-# make bench     compares speed and memory of each phase with two other ways of running it: TODO-BENCH minutes
+# make bench     compares speed and memory of each phase with two other ways of running it
 
 PYTHON ?= python3
 BIN := .venv/bin
