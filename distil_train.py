@@ -49,6 +49,7 @@ from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
+from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
@@ -238,7 +239,7 @@ def main() -> None:
     measurements = distil(args, run, student, sets[0])
     if rank() > 0:
         return
-    student.save_pretrained(str(run.folder), create_model_card=False)
+    save_embedding_model(student, run.folder)
     is_reduced = is_reduced_teacher(args.teacher_name_or_path)
     again = ["python", "-m", "modernbert_small.evaluate", output_dir, args.teacher_name_or_path, "--datasets"]
     again += args.eval_datasets

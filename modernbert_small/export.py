@@ -15,7 +15,6 @@ and NNCF.
 
 import argparse
 import importlib.util
-import json
 import logging
 import random
 import shutil
@@ -38,7 +37,7 @@ from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, l
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
-from modernbert_small.run.records import write_json
+from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import markdown_table
 
@@ -215,8 +214,7 @@ def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) ->
     Returns:
         The graph's file.
     """
-    model.save_pretrained(str(folder), create_model_card=False)
-    use_older_names(folder)
+    save_embedding_model(model, folder)
     for weights in folder.glob("*.safetensors*"):  # the encoder's; those of a Dense module lie in its own folder
         weights.unlink()
     file = folder / FILES[format]
@@ -232,22 +230,6 @@ def export(model: SentenceTransformer, folder: Path, format: str, dtype: str) ->
             for part in whole.parent.iterdir():
                 part.rename(file.parent / part.name)
     return file
-
-
-def use_older_names(folder: Path) -> None:
-    """Name tokenizer and modules as transformers 4 and sentence-transformers 5 do, the releases that optimum needs.
-
-    Newer releases can read these names too.
-
-    Args:
-        folder: of the saved model; modules.json and tokenizer_config.json are rewritten.
-    """
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    for module in modules:
-        module["type"] = f"sentence_transformers.models.{module['type'].rsplit('.', 1)[-1]}"
-    write_json(folder / "modules.json", modules)
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    write_json(folder / "tokenizer_config.json", tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def parity_texts(retrieval_sets: Sequence[RetrievalSet], pair_sets: Sequence[PairSet]) -> list[str]:

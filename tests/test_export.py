@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_modernbert, tiny_tokenizer
-from sentence_transformers import SentenceTransformer
 
 from modernbert_small import export as module
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -21,7 +20,6 @@ from modernbert_small.export import (
     parity_texts,
     require_extra,
     require_parity,
-    use_older_names,
 )
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_mean_pooled
@@ -50,15 +48,6 @@ def test_a_missing_extra_is_named(monkeypatch):
     require_extra("onnx")
     with pytest.raises(UserError, match=r"nncf not installed; install with: pip install -e \.\[openvino"):
         require_extra("openvino")
-
-
-def test_a_folder_with_older_names_loads_here_too(student, tmp_path):
-    student.save_pretrained(str(tmp_path / "out"), create_model_card=False)
-    use_older_names(tmp_path / "out")
-    types = [module["type"] for module in json.loads((tmp_path / "out/modules.json").read_text())]
-    assert types == [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")]
-    again = SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    np.testing.assert_allclose(again.encode(TEXTS), student.encode(TEXTS), atol=1e-6)
 
 
 def test_parity_is_the_lowest_cosine():
