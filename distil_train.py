@@ -1,7 +1,8 @@
 """Phase 5: teach the small model the teacher's embeddings.
 
 In:   checkpoints/mlm (phase 3), data/distil and checkpoints/teacher (phase 4).
-Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card and a report.
+Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card and a report;
+      checkpoints/ModernBERT-small-v2.training: the Trainer's checkpoint-*, and logs.
 
     python distil_train.py                                                      # one CUDA GPU
     torchrun --nproc_per_node 4 distil_train.py                                 # four
@@ -234,6 +235,7 @@ def main() -> None:
     sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     overlap = find_overlap(args, *sets)
     upload = prepare_upload(args)
+    run.aside = ("checkpoint-*", "runs", "eval")
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
     measurements = distil(args, run, student, sets[0])

@@ -35,7 +35,8 @@ jobs, out = json.load(open(sys.argv[1])), {}
 for name, job in jobs.items():
     try:
         model = SentenceTransformer(job["folder"], device="cpu")
-        out[name] = {kind: model.encode(job["texts"], prompt=prompt).tolist() for kind, prompt in job["prompts"].items()}
+        vectors = {kind: model.encode(job["texts"], prompt=prompt) for kind, prompt in job["prompts"].items()}
+        out[name] = {kind: rows.tolist() for kind, rows in vectors.items()}
     except Exception as error:
         out[name] = f"{type(error).__name__}: {error}"
 json.dump(out, open(sys.argv[2], "w"))
