@@ -28,6 +28,7 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
 from modernbert_small.label.teacher import reduce_teacher, with_projection
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
+from modernbert_small.reporting.card import write_teacher_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.devices import best_device, compute_dtype, peak_memory_bytes
@@ -156,6 +157,7 @@ def save_reduced_teacher(
     reduced, report = reduce_if_wider(teacher, args, sample_file)
     require_finite(reduced, "the reduced teacher")
     save_embedding_model(reduced, run.folder)
+    write_teacher_card(run.folder, run.record["inputs"]["teacher"], report, args.embedding_dim)
     run.finish({"projection": report})
 
 
