@@ -1,4 +1,4 @@
-"""Export an embedding model to ONNX or OpenVINO, in float32 and int8, and check it against PyTorch.
+"""Export an embedding model to ONNX or OpenVINO, in float32 and int8, or join it with its teacher; check the result.
 
     python -m modernbert_small.export checkpoints/ModernBERT-small-v2 --format onnx
     python -m modernbert_small.export <model> --format openvino --dtypes float32 --datasets <folder>
@@ -7,6 +7,11 @@ Out: the folder <model>-<format>, which is written only if the checks pass. Its 
 backends, transformers.js and fastembed look for them. The graphs map `input_ids` and `attention_mask` to
 `sentence_embedding`, pooling included, for any length and batch size, so that they need nothing but the runtime and a
 tokenizer. Exporting needs the extra [onnx] or [openvino].
+
+    python -m modernbert_small.export checkpoints/ModernBERT-small-v2 --format router --teacher checkpoints/teacher
+
+joins student and teacher in one folder, <model>-router, whose `encode_query` is the student's and whose
+`encode_document` is the teacher's. It needs no extra.
 
 sentence-transformers' own exporters need optimum, whose releases support transformers up to 4.57 (optimum-onnx 0.1.0)
 and 5.5 (optimum-intel 2.2.0). So this module calls directly what optimum calls: torch.onnx, ONNX Runtime's quantiser,
@@ -33,6 +38,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.distil.router import join
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
@@ -49,7 +55,11 @@ Vectors = NDArray[np.float32]
 Runtime = Callable[[NDArray[np.int64], NDArray[np.int64]], Vectors]
 
 # The packages that each format's extra installs, and the names of its graphs. transformers.js calls the second one q8.
-NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino", "nncf")}
+NEEDED = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino", "nncf"),
+    "router": (),
+}
 FILES = {
     "onnx": {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"},
     "openvino": {
@@ -374,8 +384,7 @@ def check(
     """
     texts = parity_texts(*sets)
     expected, speed = measure(model, texts)
-    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    rows = [_row("PyTorch float32", size, speed, model, sets[0])]
+    rows = [_row("PyTorch float32", _bytes(model), speed, model, sets[0])]
     for dtype, file in files.items():
         what = f"{format} {dtype}"
         exported = ExportedModel(model, open_runtime(file))
@@ -384,6 +393,43 @@ def check(
         parts = file.parent.glob(f"{file.stem}.*")  # OpenVINO's weights, and those of a large ONNX graph, lie beside it
         rows.append(_row(what, sum(part.stat().st_size for part in parts), speed, exported, sets[0]) | parity)
     return {"texts": len(texts), "systems": rows}
+
+
+def check_router(
+    student: SentenceTransformer,
+    teacher: SentenceTransformer,
+    folder: Path,
+    sets: tuple[list[RetrievalSet], list[PairSet]],
+) -> dict[str, Any]:
+    """Compare a folder that joins two models with these models.
+
+    Args:
+        student: whose vectors queries must have.
+        teacher: whose vectors documents must have.
+        folder: where the joined model was written.
+        sets: as in `check`.
+
+    Returns:
+        As `check`, with a row for the student alone and one for the joined model, without speeds.
+
+    Raises:
+        UserError: the vectors differ.
+    """
+    joined = load_sentence_transformer("--format router", str(folder), "cpu")
+    texts = parity_texts(*sets)
+    both = [(joined.encode_query, student.encode_query), (joined.encode_document, teacher.encode_document)]
+    found = np.concatenate([cosines(ours(texts), theirs(texts)) for ours, theirs in both])
+    parity = require_parity(found, "router", "float32")
+    rows = [
+        _row(name, _bytes(model), {}, model, sets[0])
+        for name, model in (("student alone", student), ("student's queries, teacher's documents", joined))
+    ]
+    return {"texts": len(texts), "systems": [rows[0], rows[1] | parity]}
+
+
+def _bytes(model: SentenceTransformer) -> int:
+    """What the weights of a model take."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def _row(
@@ -405,18 +451,17 @@ def format_check(record: dict[str, Any]) -> str:
     Args:
         record: see `check`.
     """
-    systems = record["systems"]
-    sets = list(systems[0]["ndcg"])
-    rows = [["", "MB", "ms a text", "texts/s", "lowest cosine", "5th percentile", "mean", *sets]]
-    for row in systems:
-        speed = [f"{row['text_milliseconds']:.1f}", f"{row['texts_per_second']:.0f}"]
-        names = ("lowest_cosine", "percentile_5_cosine", "mean_cosine")
-        parity = [f"{row[name]:.5f}" if name in row else "" for name in names]
-        scores = [f"{row['ndcg'][name]:.4f}" for name in sets]
-        rows.append([row["system"], f"{row['megabytes']:.1f}", *speed, *parity, *scores])
+    sets = list(record["systems"][0]["ndcg"])
+    columns = {"MB": ("megabytes", 1), "ms a text": ("text_milliseconds", 1), "texts/s": ("texts_per_second", 0)}
+    columns |= {"lowest cosine": ("lowest_cosine", 5), "5th percentile": ("percentile_5_cosine", 5)}
+    columns |= {"mean": ("mean_cosine", 5)}
+    rows = [["", *columns, *sets]]
+    for row in record["systems"]:
+        values = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in columns.values()]
+        rows.append([row["system"], *values, *(f"{row['ndcg'][name]:.4f}" for name in sets)])
     return (
-        f"{markdown_table(rows)}\n\nCosines are those to PyTorch's vectors. {record['texts']} texts were embedded "
-        "one by one, in batches, and with much padding. Columns with a set's name hold nDCG@10."
+        f"{markdown_table(rows)}\n\nCosines are those to the vectors before the export, of {record['texts']} texts. "
+        "Columns with a set's name hold nDCG@10."
     )
 
 
@@ -428,6 +473,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="types of the weights; default: both"
     )
+    parser.add_argument("--teacher", help="for --format router: the reduced teacher that made the student's labels")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>")
     parser.add_argument(
@@ -440,7 +486,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the folder if it was made with other settings"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.format == "router") != (args.teacher is not None):
+        parser.error("--format router and --teacher belong together; pass both or neither")
+    return args
 
 
 def main() -> None:
@@ -448,16 +497,25 @@ def main() -> None:
     args = parse_arguments()
     require_extra(args.format)
     output_dir = args.output_dir or f"{args.model.rstrip('/')}-{args.format}"
-    settings = {name: value for name, value in vars(args).items() if name != "model"}
-    run = begin("export", output_dir, settings, {"model": args.model}, args.overwrite, resumable=False)
+    inputs = {name: value for name, value in vars(args).items() if name in ("model", "teacher") and value}
+    settings = {name: value for name, value in vars(args).items() if name not in inputs}
+    run = begin("export", output_dir, settings, inputs, args.overwrite, resumable=False)
     if run is None:
         return
     sets = load_evaluation_sets("--datasets", args.datasets)
     model = load_sentence_transformer("model", args.model, "cpu", args.trust_remote_code)
     require_finite(model, f"model {args.model}")
+    teacher = joined = None
+    if args.teacher is not None:
+        teacher = load_sentence_transformer("--teacher", args.teacher, "cpu", args.trust_remote_code)
+        joined = join(model, teacher)
     run.start()
     try:
-        record = check(model, export(model, run.folder, args.format, args.dtypes), args.format, sets)
+        if teacher is not None and joined is not None:
+            save_embedding_model(joined, run.folder)
+            record = check_router(model, teacher, run.folder, sets)
+        else:
+            record = check(model, export(model, run.folder, args.format, args.dtypes), args.format, sets)
     except UserError:
         shutil.rmtree(run.folder)
         raise

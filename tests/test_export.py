@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_modernbert, tiny_tokenizer
+from helpers import tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
+from sentence_transformers import SentenceTransformer
 
 from modernbert_small import export as module
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -21,6 +22,7 @@ from modernbert_small.export import (
     require_extra,
     require_parity,
 )
+from modernbert_small.label.teacher import with_projection
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_mean_pooled
 
@@ -175,4 +177,26 @@ def test_what_is_shown():
     shown = format_check({"texts": 3, "systems": [pytorch | {"ndcg": {"A": 0.5}}, graph | {"ndcg": {"A": 0.49}}]})
     assert "| PyTorch float32 | 10.0 | 5.0 | 20 |  |  |  | 0.5000 |" in shown
     assert "| onnx int8 | 10.0 | 5.0 | 20 | 0.98000 | 0.99000 | 0.99500 | 0.4900 |" in shown
-    assert "3 texts were embedded" in shown
+    assert "of 3 texts" in shown
+
+
+def test_student_and_teacher_in_one_folder(student, tmp_path, monkeypatch, capsys):
+    from test_retrieval import write_set
+
+    teacher = with_projection(tiny_sentence_transformer(tmp_path, "bert"), np.eye(24)[:, :16]).to("cpu")
+    teacher.prompts |= {"document": "passage: ", "query": "question: "}
+    student.save_pretrained(str(tmp_path / "model"))
+    teacher.save_pretrained(str(tmp_path / "reduced"))
+    write_set(tmp_path / "set")
+    words = (tmp_path / "model", "--format", "router", "--datasets", tmp_path / "set", "--teacher")
+    run(monkeypatch, *words, tmp_path / "reduced")
+    assert "| student's queries, teacher's documents |" in capsys.readouterr().out
+    joined = SentenceTransformer(str(tmp_path / "model-router"), device="cpu")
+    np.testing.assert_allclose(joined.encode_query(TEXTS), student.encode(TEXTS), atol=1e-6)
+    for vectors in (joined.encode_document(TEXTS), joined.encode(TEXTS)):
+        np.testing.assert_allclose(vectors, teacher.encode(TEXTS, prompt="passage: "), atol=1e-6)
+    with pytest.raises(UserError, match=r"--teacher: its vectors have 24 dimensions, the student's 16; expected"):
+        run(monkeypatch, *words, tmp_path / "teacher", "--overwrite")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "model", "--format", "router")
+    assert "belong together" in capsys.readouterr().err

@@ -62,6 +62,7 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str]]:
         if kind.endswith(".Router"):
             router = json.loads((part / "router_config.json").read_text(encoding="utf-8"))
             router["types"] = {name: _older_type(one) for name, one in router["types"].items()}
+            router["parameters"] = _without_defaults(router["parameters"], {"route_mappings": {}})
             write_json(part / "router_config.json", router)
             yield from ((part / name, one.rpartition(".")[2]) for name, one in router["types"].items())
     write_json(folder / "modules.json", modules)
