@@ -1,7 +1,8 @@
 # make install   makes .venv with the versions of requirements.txt; PYTHON=python3.12 chooses the interpreter
 # make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes with bf16
 # make test      runs the whole test suite, offline
-# make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write
+# make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write;
+#                and loads what is saved in older releases, which it installs under .soak/
 # make check     runs ruff, mypy and import-linter
 # make bench     compares speed and memory of each phase with two other ways of running it
 

@@ -28,13 +28,15 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
 from modernbert_small.label.teacher import reduce_teacher, with_projection
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
+from modernbert_small.reporting.card import write_teacher_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
-from modernbert_small.run.devices import best_device, bf16_autocast, compute_dtype, peak_memory_bytes
+from modernbert_small.run.devices import best_device, compute_dtype, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.places import overlap
 from modernbert_small.run.processes import rank, wait_for_all
+from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits
@@ -154,8 +156,8 @@ def save_reduced_teacher(
     """Reduce the teacher, write it and finish its run."""
     reduced, report = reduce_if_wider(teacher, args, sample_file)
     require_finite(reduced, "the reduced teacher")
-    with bf16_autocast(best_device()):  # the card that is written too embeds examples
-        reduced.save_pretrained(str(run.folder))
+    save_embedding_model(reduced, run.folder)
+    write_teacher_card(run.folder, run.record["inputs"]["teacher"], report, args.embedding_dim)
     run.finish({"projection": report})
 
 

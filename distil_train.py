@@ -1,7 +1,8 @@
 """Phase 5: teach the small model the teacher's embeddings.
 
 In:   checkpoints/mlm (phase 3), data/distil and checkpoints/teacher (phase 4).
-Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card and a report.
+Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, with a model card and a report;
+      checkpoints/ModernBERT-small-v2.training: the Trainer's checkpoint-*, and logs.
 
     python distil_train.py                                                      # one CUDA GPU
     torchrun --nproc_per_node 4 distil_train.py                                 # four
@@ -49,6 +50,7 @@ from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
+from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
@@ -233,12 +235,13 @@ def main() -> None:
     sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     overlap = find_overlap(args, *sets)
     upload = prepare_upload(args)
+    run.aside = ("checkpoint-*", "runs", "eval")
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
     measurements = distil(args, run, student, sets[0])
     if rank() > 0:
         return
-    student.save_pretrained(str(run.folder), create_model_card=False)
+    save_embedding_model(student, run.folder)
     is_reduced = is_reduced_teacher(args.teacher_name_or_path)
     again = ["python", "-m", "modernbert_small.evaluate", output_dir, args.teacher_name_or_path, "--datasets"]
     again += args.eval_datasets

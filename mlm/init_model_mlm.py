@@ -39,6 +39,7 @@ from modernbert_small.run.artefacts import begin
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_config, load_encoder, load_tokenizer, require_finite
+from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 
@@ -226,8 +227,7 @@ def main() -> None:
 
     tokenizer.model_max_length = args.max_position_embeddings
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
-    student.save_pretrained(run.folder)
-    tokenizer.save_pretrained(run.folder)
+    save_encoder(student, tokenizer, run.folder)
     run.finish({**report, "parameters": student.num_parameters()})
     logger.info("wrote %s; next: %s", args.output_dir, next_command("mlm/pre_train.py"))
 

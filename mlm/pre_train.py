@@ -37,6 +37,7 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_masked_lm, load_tokenizer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
+from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits
@@ -142,8 +143,7 @@ def main() -> None:
     measurements = pretrain(args, run, student, tokenizer)
     if rank() > 0:
         return
-    student.save_pretrained(run.folder)
-    tokenizer.save_pretrained(run.folder)
+    save_encoder(student, tokenizer, run.folder)
     run.finish(measurements)
     upload(output_dir)
     logger.info(

@@ -466,3 +466,65 @@ def test_an_input_that_changes_while_it_is_read_is_recorded(tmp_path, caplog):
     data.write_text("another")
     assert run.finish({})["inputs_changed"] == ["corpus"]
     assert "it may have read a mix: corpus" in caplog.text
+
+
+def finish_training(folder, step, **options):
+    """A run with a checkpoint of a step and a log, which are set aside."""
+    run = begin("phase", str(folder), options.pop("settings", {"seed": 1}), {}, **options)
+    run.aside = ("checkpoint-*", "runs")
+    run.start()
+    kept = sorted(path.name for path in run.folder.glob("checkpoint-*"))
+    for name in (f"checkpoint-{step}", "runs"):
+        (run.folder / name).mkdir(exist_ok=True)
+        (run.folder / name / "file").write_text(str(step))
+    (run.folder / "model").write_text(str(step))
+    run.finish({})
+    return kept
+
+
+def test_what_only_training_needs_ends_beside_the_finished_folder(tmp_path):
+    out, training = tmp_path / "out", tmp_path / "out.training"
+    finish_training(out, 5)
+    assert sorted(path.name for path in out.iterdir()) == ["model", "run.json"]
+    assert sorted(path.name for path in training.iterdir()) == ["checkpoint-5", "run.json", "runs"]
+    assert begin("phase", str(out), {"seed": 1}, {}) is None
+    (out / "model").unlink()  # it is made again from its checkpoint
+    assert finish_training(out, 6, overwrite=True) == ["checkpoint-5"]
+    assert sorted(path.name for path in training.iterdir()) == ["checkpoint-5", "checkpoint-6", "run.json", "runs"]
+    assert finish_training(out, 2, settings={"seed": 2}, overwrite=True) == [], "a new run begins without old ones"
+    assert sorted(path.name for path in training.iterdir()) == ["checkpoint-2", "run.json", "runs"]
+
+
+def test_another_runs_checkpoints_are_not_brought_back(tmp_path):
+    finish_training(tmp_path / "out", 5)
+    finish_training(tmp_path / "other", 7)
+    shutil.rmtree(tmp_path / "out.training")
+    (tmp_path / "other.training").rename(tmp_path / "out.training")
+    (tmp_path / "out" / "model").unlink()
+    record = json.loads((tmp_path / "out.training" / "run.json").read_text()) | {"started": "earlier"}
+    (tmp_path / "out.training" / "run.json").write_text(json.dumps(record))
+    assert finish_training(tmp_path / "out", 6, overwrite=True) == []
+
+
+def test_a_strangers_folder_is_not_taken_for_checkpoints(tmp_path):
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "notes").write_text("mine")
+    with pytest.raises(UserError, match=r"out.training holds files that no run made"):
+        finish_training(tmp_path / "out", 5)
+    assert (tmp_path / "out.training" / "notes").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_files_can_be_read_by_others(tmp_path):
+    run = begin("phase", str(tmp_path / "out"), {"seed": 1}, {})
+    run.start()
+    (run.folder / "model.safetensors").touch(mode=0o600)
+    (run.folder / "tool").touch(mode=0o700)
+    mask = os.umask(0o027)
+    try:
+        run.finish({})
+    finally:
+        os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == 0o640
+    assert modes["tool"] == 0o740

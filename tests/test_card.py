@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from records import edit, fixture, write_records
 
-from modernbert_small.reporting.card import write_model_card
+from modernbert_small.reporting.card import write_model_card, write_teacher_card
 
 
 def come_from_the_hub(corpus):
@@ -86,3 +86,26 @@ def test_a_card_claims_no_decontamination_that_did_not_take_place(args, tmp_path
     text = ModelCard.load(tmp_path / "README.md").text
     assert "decontaminate" not in text
     assert "No evaluation set was kept out of the corpus. 3 training texts equal a query of NanoA" in text
+
+
+def test_a_reduced_teacher_has_a_card_of_its_own(tmp_path):
+    folder = tmp_path / "teacher.partial"
+    folder.mkdir()
+    projection = {"sample_texts": 1000, "heldout_texts": 20, "explained_energy": 0.9512}
+    projection["quality"] = {16: {"cosine_correlation": 0.98765}, 8: {"cosine_correlation": 0.5}}
+    write_teacher_card(folder, {"hub_id": "big/embedder"}, projection, width=16)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "big/embedder"
+    assert card.data.model_name == "teacher"
+    assert "This model is big/embedder, with vectors of 16 dimensions and unit length, to which" in card.text
+    assert "which explain 95.1 %" in card.text
+    assert "a correlation of 0.988" in card.text
+
+
+def test_the_card_of_a_teacher_that_needed_no_projection_shows_no_private_path(tmp_path):
+    write_teacher_card(tmp_path, {"path": "/home/somebody/models/own", "hash": "0"}, None, width=16)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None
+    assert "This model is models/own, with vectors of 16 dimensions and unit length. It was" in card.text
+    assert "somebody" not in card.text
+    assert "rojection" not in card.text

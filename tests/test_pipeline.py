@@ -159,6 +159,15 @@ def test_the_model_loads_and_learned(finished):
     assert "| nDCG@10 | Toy |" in card
 
 
+def test_the_finished_folder_holds_what_is_shipped_and_all_can_read_it(finished):
+    model = finished[0] / "checkpoints/model"
+    assert not [path for path in model.rglob("*") if path.name.startswith(("checkpoint-", "runs", "eval"))]
+    assert list((model.parent / "model.training").glob("checkpoint-*"))
+    files = list((finished[0] / "checkpoints").rglob("*.safetensors"))
+    assert {path.parent.name for path in files} >= {"init", "mlm", "teacher", "model"}
+    assert {path.stat().st_mode for path in files} == {(model / "README.md").stat().st_mode}
+
+
 def test_the_report_knows_all_phases(finished):
     folder, results = finished
     text = (folder / "checkpoints/model/report.html").read_text()

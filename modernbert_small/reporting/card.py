@@ -1,6 +1,6 @@
-"""The model card of the final model, from phase 5's measurements and the records (`run.json`) of the phases before."""
+"""The cards of the final model and of the reduced teacher, from the phases' measurements and records (`run.json`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -198,5 +198,44 @@ def write_model_card(folder: Path, args: DistilSettings, record: dict[str, Any],
         recipe=recipe(args, records),
         data=data_table(corpora),
         contamination=contamination(corpora, record["reported_texts_in_training"]),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_teacher_card(
+    folder: Path, teacher: Mapping[str, str], projection: Mapping[str, Any] | None, width: int
+) -> None:
+    """Write README.md for the folder of a reduced teacher. It shows no private path.
+
+    Args:
+        folder: the reduced teacher's folder.
+        teacher: the teacher that was reduced, as a record describes it: a `hub_id`, or a `path`.
+        projection: the projection's report, see `label.teacher.reduce_teacher`; None if the teacher was as wide before.
+        width: dimensions of the embeddings.
+    """
+    hub_id = teacher.get("hub_id")
+    name = folder.name.removesuffix(".partial")
+    data = ModelCardData(
+        model_name=name,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "sentence-similarity"],
+        base_model=hub_id,
+    )
+    values: dict[str, object] = {"projection": projection is not None}
+    if projection is not None:
+        values |= {
+            "sample_texts": count(projection["sample_texts"]),
+            "heldout_texts": count(projection["heldout_texts"]),
+            "energy": f"{100 * projection['explained_energy']:.1f}",
+            "correlation": f"{projection['quality'][width]['cosine_correlation']:.3f}",
+        }
+    text = render(
+        "teacher_card.md.jinja",
+        metadata=data.to_yaml(),
+        name=name,
+        teacher=hub_id or public_text(teacher["path"]),
+        width=width,
+        **values,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from modernbert_small.run.content import content_hash, damaged_outputs, describe_input, describe_outputs
-from modernbert_small.run.durable import sync_tree
+from modernbert_small.run.durable import share_tree, sync_tree
 from modernbert_small.run.energy import gpu_joules
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.places import (
     OutputLock,
+    bring_back,
     output_folder,
     own_entries,
     publish_folder,
     remove_artefact,
     require_apart,
+    set_aside,
+    training_folder,
     working_folder,
 )
 from modernbert_small.run.processes import rank, wait_for_all, world_size
@@ -53,6 +56,8 @@ class Run:
         flag: the flag that names output_dir, for errors.
         uses_gpu: whether the energy that the GPUs draw is recorded.
         damaged: files of a finished artefact to make again; the others stay.
+        aside: patterns of the names that `finish` moves to a folder beside the final one, since only training needs
+            them.
     """
 
     output_dir: Path
@@ -62,6 +67,7 @@ class Run:
     flag: str = "--output_dir"
     uses_gpu: bool = True
     damaged: Sequence[str] = ()
+    aside: Sequence[str] = ()
     _seen: tuple[int | None, int | None] = (None, None)
     _clock: float = field(default_factory=time.monotonic)
     _joules: float | None = None
@@ -74,10 +80,13 @@ class Run:
         after all of them have looked at what was there.
 
         Raises:
-            UserError: another run writes this artefact, or has written it since `begin` looked.
+            UserError: another run writes this artefact, or has written it since `begin` looked; or the folder for what
+                only training needs holds something else.
         """
         wait_for_all()
         if rank() == 0:
+            if self.aside and own_entries(training_folder(self.output_dir)):
+                _read_own(training_folder(self.output_dir), self.record["phase"], self.flag)
             self._lock = OutputLock(self.output_dir)
             self._lock.take(self.flag)
             if _times(self.output_dir, self.folder) != self._seen:
@@ -100,6 +109,7 @@ class Run:
             logger.info("making again in %s: %s", self.output_dir, ", ".join(self.damaged))
             remove_artefact(self.folder)
             self.output_dir.rename(self.folder)
+            bring_back(self.output_dir, self.folder)
             for name in self.damaged:
                 (self.folder / name).unlink(missing_ok=True)
         elif self.resumed:
@@ -133,9 +143,11 @@ class Run:
             self.record["inputs_changed"] = changed
         self.record["outputs"] = describe_outputs(self.folder)
         write_json(self.folder / RUN_FILE, self.record)
+        share_tree(self.folder)
         sync_tree(self.folder)
         publish_folder(self.folder, self.output_dir)
         self.folder = self.output_dir
+        set_aside(self.folder, self.aside)
         if self._lock is not None:
             self._lock.release()
         return self.record
@@ -240,12 +252,12 @@ def _decide(
             )
     earlier = _interrupted_run(partial, record, overwrite, flag)
     if damaged:
-        return Run(final, partial, record, True, flag, uses_gpu, damaged, seen)
+        return Run(final, partial, record, True, flag, uses_gpu, damaged, (), seen)
     if earlier is not None and resumable:
         record["sessions"] = [*earlier.get("sessions", [_session(earlier)]), _session(record)]
         record["started"] = earlier["started"]
-        return Run(final, partial, record, True, flag, uses_gpu, (), seen)
-    return Run(final, partial, record, False, flag, uses_gpu, (), seen)
+        return Run(final, partial, record, True, flag, uses_gpu, (), (), seen)
+    return Run(final, partial, record, False, flag, uses_gpu, (), (), seen)
 
 
 def _is_finished(final: Path, record: Mapping[str, Any], overwrite: bool, flag: str) -> bool:

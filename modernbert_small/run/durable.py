@@ -35,6 +35,20 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
+def share_file(path: Path) -> None:
+    """Give a file the permissions of a new one: safetensors and temporary files leave others no right to read."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    path.chmod(path.stat().st_mode | (0o666 & ~mask))
+
+
+def share_tree(folder: Path) -> None:
+    """Give all files below a folder the permissions of new ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            share_file(path)
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Give a finished file or folder its final name in the same file system; replaces an existing file.
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 # run.json names folders of the machine that it was written on.
-_NOT_UPLOADED = ["checkpoint-*", "runs/*", "eval/*", "*.tmp", "run.json"]
+_NOT_UPLOADED = ["checkpoint-*", "runs/*", "eval/*", "*.tmp", ".training/*", "run.json"]
 _TOO_MANY_REQUESTS = 429
 _DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 

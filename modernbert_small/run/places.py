@@ -2,6 +2,8 @@
 
 The folder to write in lies beside the final one, so that a rename makes it final. A mount point cannot be renamed or
 replaced; there it lies inside, and its files are moved up, run.json last.
+
+What only training needed, its checkpoints and logs, ends in another folder beside the final one.
 """
 
 import ctypes
@@ -9,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +21,8 @@ from modernbert_small.run.durable import sync_file, sync_folder
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import RUN_FILE, temporary_files
 
-_PARTIAL, _LOCK = ".partial", ".lock"
-_NOT_OURS_BUT_EMPTY = {_PARTIAL, _LOCK, "lost+found"}  # what an unused mount point may hold
+_PARTIAL, _LOCK, _TRAINING = ".partial", ".lock", ".training"
+_NOT_OURS_BUT_EMPTY = {_PARTIAL, _LOCK, _TRAINING, "lost+found"}  # what an unused mount point may hold
 # Of Linux' renameat2: paths relative to the working folder; exchange two names at once.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _RECORD_SECONDS = 5  # in which a process that has made a lock writes its record
@@ -46,7 +48,16 @@ def output_folder(output_dir: str, flag: str) -> Path:
 
 def working_folder(final: Path) -> Path:
     """The folder to write in."""
-    return final / _PARTIAL if os.path.ismount(final) else final.with_name(final.name + _PARTIAL)
+    return _beside(final, _PARTIAL)
+
+
+def training_folder(final: Path) -> Path:
+    """The folder for what only training needed."""
+    return _beside(final, _TRAINING)
+
+
+def _beside(final: Path, ending: str) -> Path:
+    return final / ending if os.path.ismount(final) else final.with_name(final.name + ending)
 
 
 def own_entries(folder: Path) -> list[Path]:
@@ -106,7 +117,7 @@ class OutputLock:
     """
 
     def __init__(self, final: Path) -> None:
-        self._path = final / _LOCK if os.path.ismount(final) else final.with_name(final.name + _LOCK)
+        self._path = _beside(final, _LOCK)
         self._lock = SoftFileLock(self._path)
 
     def take(self, flag: str) -> None:
@@ -188,6 +199,42 @@ def publish_folder(folder: Path, final: Path) -> None:
         folder.rename(final)
         shutil.rmtree(aside)
     sync_folder(final.parent)
+
+
+def set_aside(final: Path, patterns: Sequence[str]) -> None:
+    """Move what only training needed out of a finished folder, beside a copy of its run.json.
+
+    An earlier run's such folder is replaced. After a kill meanwhile, the rest stays in the finished folder.
+
+    Args:
+        final: the finished folder.
+        patterns: of the names of files and folders in it.
+    """
+    found = [path for pattern in patterns for path in final.glob(pattern)]
+    if found:
+        beside = training_folder(final)
+        remove_artefact(beside)
+        beside.mkdir()
+        shutil.copyfile(final / RUN_FILE, beside / RUN_FILE)
+        for path in found:
+            path.rename(beside / path.name)
+        sync_folder(beside)
+        sync_folder(final)
+
+
+def bring_back(final: Path, folder: Path) -> None:
+    """Move what `set_aside` took out of a finished folder into the folder where it is repaired.
+
+    Args:
+        final: the finished folder.
+        folder: where it is now. Nothing is moved into it if another run's files were set aside.
+    """
+    beside = training_folder(final)
+    if (beside / RUN_FILE).is_file() and (beside / RUN_FILE).read_bytes() == (folder / RUN_FILE).read_bytes():
+        for path in beside.iterdir():
+            if path.name != RUN_FILE and not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        remove_artefact(beside)
 
 
 def _move_up(folder: Path, final: Path) -> None:

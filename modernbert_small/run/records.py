@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modernbert_small.run.durable import publish
+from modernbert_small.run.durable import publish, share_file
 from modernbert_small.run.errors import UserError
 
 RUN_FILE = "run.json"
@@ -48,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
+        share_file(Path(temporary))
         publish(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -58,13 +57,6 @@ def write_text(path: Path, text: str) -> None:
 def temporary_files(folder: Path, of: str = "*") -> list[Path]:
     """What `write_text` left below a folder when it was killed, of files with a certain name or of all."""
     return [path for path in folder.rglob(f".{of}.????????") if path.is_file()]
-
-
-def _umask() -> int:
-    """Which permissions new files do not get; a temporary file has none for others."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 PHASES = {
