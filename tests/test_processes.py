@@ -125,6 +125,7 @@ def test_a_process_that_waits_in_c_for_a_dead_one_ends_soon_after_sigterm():
     environment = CPU | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     run = subprocess.Popen([sys.executable, "-c", WAITS_IN_C, "--flag"], cwd=ROOT, env=environment, **output)
     assert run.stdout.readline() == "waiting\n"
+    time.sleep(1)  # from that line to the wait in C, where a signal would still be handled
     run.terminate()
     _, said = run.communicate(timeout=20)
     assert run.returncode == 1
