@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass, field
 
@@ -266,14 +265,6 @@ def test_sigterm_ends_with_143(capsys, handler):
 def test_a_defect_keeps_its_traceback(handler):
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)
-
-
-def test_help_as_the_shell_shows_it(tmp_path):
-    command = [sys.executable, ROOT / SCRIPTS[-1], "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "--config RECIPE.yaml" in result.stdout
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
