@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python -m modernbert_small.demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(filter-out tests/soak_jobs.py,$(wildcard tests/soak_*.py))
