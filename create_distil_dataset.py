@@ -21,8 +21,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.account import account, format_account, is_reduced_teacher
+from modernbert_small.evaluation.account import account
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
+from modernbert_small.evaluation.systems import is_reduced_teacher
+from modernbert_small.evaluation.tables import format_account
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split

@@ -28,9 +28,11 @@ from sentence_transformers.sentence_transformer.losses import MSELoss
 from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.distil.trainer import DistillationTrainer
-from modernbert_small.evaluation.account import account_after_training, format_account, is_reduced_teacher
+from modernbert_small.evaluation.account import account_after_training
 from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.evaluation.systems import is_reduced_teacher
+from modernbert_small.evaluation.tables import format_account
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split

@@ -1,12 +1,16 @@
-"""Where a student stands against its teacher, and which step lost the rest.
+"""Where a student stands against its teacher and which step lost the rest; or which of several students is better.
 
     python -m modernbert_small.evaluate checkpoints/ModernBERT-small-v2 checkpoints/teacher
     python -m modernbert_small.evaluate <student> <teacher> --datasets nanobeir stsb <folder> <pairs.parquet>
+    python -m modernbert_small.evaluate <student> <student> <student> <teacher>
 
 All systems are measured on the same sets: the teacher, the teacher after phase 4's projection (the ceiling of any
 student), the student, the student's queries against the teacher's documents, and the student with truncated and with
 quantised vectors. Shown are nDCG@10, what is kept of the teacher's in per cent with an interval from a paired bootstrap
-over queries, Spearman's correlation on sentence pairs, size, and speed on this machine.
+over queries, Spearman's correlation on sentence pairs, size, and speed on this machine. All is computed in float32.
+
+Of several students the differences in nDCG@10 are shown too, each with the interval of a paired bootstrap, and not
+their smaller vectors.
 """
 
 import argparse
@@ -18,9 +22,11 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.account import account, format_account
+from modernbert_small.evaluation.account import account
+from modernbert_small.evaluation.comparison import compare
 from modernbert_small.evaluation.sets import load_evaluation_sets
-from modernbert_small.evaluation.systems import PROJECTED, STUDENT, is_reduced_teacher
+from modernbert_small.evaluation.systems import PROJECTED, STUDENT, TEACHER, is_reduced_teacher
+from modernbert_small.evaluation.tables import format_account
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.records import write_json
@@ -65,11 +71,12 @@ def parse_arguments() -> argparse.Namespace:
     """The command line.
 
     Raises:
-        UserError: the output is a folder, or the output file's folder does not exist.
+        UserError: the output is a folder, the output file's folder does not exist, or students have no name of their
+            own.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("student", help="model folder or hub id")
-    parser.add_argument("teacher", help="phase 4's reduced teacher, or any other model folder or hub id")
+    parser.add_argument("student", nargs="+", help="model folders or hub ids")
+    parser.add_argument("teacher", help="last: phase 4's reduced teacher, or any other model folder or hub id")
     parser.add_argument(
         "--datasets",
         nargs="+",
@@ -83,6 +90,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
     parser.add_argument("--output", type=Path, help="also write the account to this JSON file")
     args = parser.parse_args()
+    if len(args.student) > 1 and len({TEACHER, PROJECTED, *args.student}) < len(args.student) + 2:
+        raise UserError(
+            f"students {', '.join(args.student)}: expected different names, none of them {TEACHER}; give the path of "
+            "one in another way, such as ./ before it"
+        )
     if args.output and args.output.is_dir():
         raise UserError(
             f"--output {args.output}: is a folder, expected a file; name one such as {args.output / 'account.json'}"
@@ -95,15 +107,24 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure two models on the same sets and print the tables."""
+    """Measure the models on the same sets and print the tables."""
     args = parse_arguments()
     flag = "--datasets"
     retrieval_sets, pair_sets = load_evaluation_sets(flag, args.datasets)
-    student = load_sentence_transformer("student", args.student, trust_remote_code=args.trust_remote_code)
+    students = {
+        name: load_sentence_transformer("student", name, trust_remote_code=args.trust_remote_code)
+        for name in args.student
+    }
     teacher = load_sentence_transformer("teacher", args.teacher, trust_remote_code=args.trust_remote_code)
-    record = account(student, teacher, is_reduced_teacher(args.teacher), retrieval_sets, pair_sets, flag)
+    is_reduced = is_reduced_teacher(args.teacher)
+    if len(students) > 1:
+        record = compare(students, teacher, is_reduced, retrieval_sets, pair_sets, flag)
+    else:
+        (student,) = students.values()
+        students = {STUDENT: student}
+        record = account(student, teacher, is_reduced, retrieval_sets, pair_sets, flag)
     if args.mteb:
-        record["mteb"] = mteb_scores({PROJECTED: teacher, STUDENT: student}, args.mteb)
+        record["mteb"] = mteb_scores({PROJECTED: teacher} | students, args.mteb)
     if args.output:
         write_json(args.output, record)
     print(format_account(record))

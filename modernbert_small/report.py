@@ -63,7 +63,7 @@ def build(records: Mapping[str, Record]) -> str:
         records: by phase, as `run.records.find_records` gives them.
     """
     final = records.get("distil_train")
-    title = Path(final["folder"]).resolve().name if final else "An unfinished model"
+    title = final["settings"].get("model_name") or Path(final["folder"]).resolve().name if final else "Unfinished model"
     records = {phase: public_record(record) for phase, record in records.items()}
     of_phases = {
         "Corpus": (corpus, "create_dataset"),
@@ -75,13 +75,13 @@ def build(records: Mapping[str, Record]) -> str:
     }
     of_account = {
         "Student and teacher": student_and_teacher,
+        "Searches": searches,
         "Smaller vectors": smaller_vectors,
         "Size and speed": size_and_speed,
-        "Searches": searches,
     }
-    sections = {name: make(records[phase]) for name, (make, phase) in of_phases.items() if phase in records}
     account = records.get("distil_train", {}).get("account", {})
-    sections |= {name: make(account) for name, make in of_account.items()}
+    sections = {name: make(account) for name, make in of_account.items()}
+    sections |= {name: make(records[phase]) for name, (make, phase) in of_phases.items() if phase in records}
     sections["Provenance"] = provenance(records)
     return page(title, headline(records), sections)
 

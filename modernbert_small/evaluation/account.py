@@ -9,7 +9,7 @@ size, and speed on this machine.
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.embedder import Embedder, Vectors
+from modernbert_small.evaluation.embedder import Embedder, Vectors, machine
 from modernbert_small.evaluation.metrics import FloatArray, Gains, mean_ratio_interval, ndcg_at_10, store_scores
 from modernbert_small.evaluation.searches import Search, sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -25,10 +25,7 @@ from modernbert_small.evaluation.systems import (
     PROJECTED,
     STUDENT,
     TEACHER,
-    WIDTHS,
     VectorPair,
-    is_reduced_teacher,
-    pair_scores,
     project,
     split_projection,
     student_scores,
@@ -36,12 +33,10 @@ from modernbert_small.evaluation.systems import (
     truncated_widths,
 )
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.tables import markdown_table, printable
-
-__all__ = ["WIDTHS", "account", "account_after_training", "format_account", "is_reduced_teacher"]
 
 logger = logging.getLogger(__name__)
 
+_EQUAL = 1e-9  # scores of a query that are nearer are equal
 SEARCHES = 5  # queries, of all sets together, whose first results are kept
 
 # An account without a measurement.
@@ -49,10 +44,13 @@ _EMPTY: dict[str, Any] = {
     "retrieval": [],
     "grid": {},
     "searches": [],
+    "outcomes": {},
+    "cosines": {},
     "left_out": [],
     "queries": {},
     "pairs": [],
     "cost": {},
+    "machine": "",
 }
 
 # nDCG@10 of each query (Q,), by system, then by set.
@@ -82,11 +80,14 @@ def account(
         retrieval: a row per system with `scores` by set, their `mean`, and `retention` with its 95 % `interval`, the
             means over sets of the share of the teacher's score.
         grid: the student's retention by width and by precision of its vectors.
-        searches: see `sample_searches`; the teacher with its projection if it has one.
+        searches: see `sample_searches`.
+        outcomes: of how many queries the student's nDCG@10 is `better` than the teacher's, `worse`, or `equal`.
+        cosines: by model the mean cosine of a query to its `relevant` documents and to `all` documents.
         left_out: names of the retrieval sets on which the teacher finds nothing.
         queries: the number of queries by set.
         pairs: a row per system with `scores` by set.
         cost: by model, see `Embedder.cost`.
+        machine: what `cost` was measured on.
 
     Raises:
         UserError: the teacher finds nothing on a set, and `flag` is given.
@@ -97,12 +98,22 @@ def account(
         embedders[STUDENT] = Embedder(student)
     retrieval = _retrieval(embedders, projection, retrieval_sets, flag)
     measured = [dataset for dataset in retrieval_sets if dataset.name not in retrieval["left_out"]]
-    queries = [text for dataset in measured for text in dataset.queries.values()]
     return {
         **retrieval,
         "queries": {dataset.name: len(dataset.queries) for dataset in measured},
-        "pairs": _pairs(embedders, projection, pair_sets),
-        "cost": {name: embed.cost(queries) for name, embed in embedders.items()} if queries else {},
+        "pairs": pair_rows(embedders, projection, pair_sets),
+        **costs(embedders, measured),
+    }
+
+
+def costs(embedders: Mapping[str, Embedder], retrieval_sets: Sequence[RetrievalSet]) -> dict[str, Any]:
+    """The parts `cost` and `machine` of an account, after these sets were embedded; empty without any."""
+    queries = [text for dataset in retrieval_sets for text in dataset.queries.values()]
+    if not queries:
+        return {"cost": {}, "machine": ""}
+    return {
+        "cost": {name: embed.cost(queries) for name, embed in embedders.items()},
+        "machine": machine(embedders[TEACHER].model.device),
     }
 
 
@@ -112,41 +123,62 @@ def _retrieval(
     retrieval_sets: Sequence[RetrievalSet],
     flag: str | None,
 ) -> dict[str, Any]:
-    """The parts `retrieval`, `grid`, `searches` and `left_out` of an account."""
+    """The parts `retrieval`, `grid`, `searches`, `outcomes`, `cosines` and `left_out` of an account."""
     per_query: QueryScores = {}
+    cosines: dict[str, list[tuple[float, float]]] = {}  # of relevant and of all documents, one a set, by model
     shares: dict[tuple[int, str], list[float]] = {}  # of the teacher's score, one a set, by width and precision
     searches: list[Search] = []
     left_out: list[str] = []
     for dataset in retrieval_sets:
-        gains = _gains(dataset)
-        T = _embed_set(embedders, TEACHER, dataset)
+        gains = gains_of(dataset)
+        T = embed_set(embedders, TEACHER, dataset)
         projected = None if projection is None else project(T, projection)
         scores = teacher_scores(T, projected)
         teachers_mean = float(ndcg_at_10(scores[TEACHER], gains).mean())
         if teachers_mean == 0:
-            _refuse_or_warn(dataset, flag)
+            refuse_or_warn(dataset, flag)
             left_out.append(dataset.name)
             continue
         if STUDENT in embedders:
-            S = _embed_set(embedders, STUDENT, dataset)
+            S = embed_set(embedders, STUDENT, dataset)
             scores |= student_scores(S, projected or T)
             for store, score in store_scores(*S, gains, truncated_widths(S[0].shape[1])).items():
                 shares.setdefault(store, []).append(score / teachers_mean)
             count = min(math.ceil(SEARCHES / len(retrieval_sets)), SEARCHES - len(searches))
-            shown = {TEACHER: scores.get(PROJECTED, scores[TEACHER]), STUDENT: scores[STUDENT]}
-            searches += sample_searches(dataset, shown, gains, count)
+            both = {name: scores[name] for name in (TEACHER, STUDENT)}
+            searches += sample_searches(dataset, both, gains, count)
+            for name, matrix in both.items():
+                cosines.setdefault(name, []).append(_mean_cosines(matrix, gains))
         for system, matrix in scores.items():
             per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(matrix, gains)
         logger.info("%s: %d queries, %d documents", dataset.name, len(dataset.queries), len(dataset.corpus))
     return {
-        "retrieval": [_row(system, by_set, per_query[TEACHER]) for system, by_set in per_query.items()],
+        "retrieval": [retrieval_row(system, by_set, per_query[TEACHER]) for system, by_set in per_query.items()],
         "grid": _grid(shares),
         "searches": searches,
+        "outcomes": _outcomes(per_query[STUDENT], per_query[TEACHER]) if STUDENT in per_query else {},
+        "cosines": {
+            name: dict(zip(("relevant", "all"), np.mean(means, 0).round(3).tolist(), strict=True))
+            for name, means in cosines.items()
+        },
         "left_out": left_out,
     }
 
 
-def _gains(dataset: RetrievalSet) -> list[Gains]:
+def _mean_cosines(scores: FloatArray, gains: Sequence[Gains]) -> tuple[float, float]:
+    """The mean of cosines (Q, N) of queries to their relevant documents, and to all."""
+    relevant = [scores[query, list(of_query)].mean() for query, of_query in enumerate(gains)]
+    return float(np.mean(relevant)), float(scores.mean())
+
+
+def _outcomes(student: Mapping[str, FloatArray], teacher: Mapping[str, FloatArray]) -> dict[str, int]:
+    """Of how many queries a student's nDCG@10 is better, worse and equal; (Q,) by set of both."""
+    gains = np.concatenate([student[name] - teacher[name] for name in student])
+    better, worse = int((gains > _EQUAL).sum()), int((gains < -_EQUAL).sum())
+    return {"better": better, "worse": worse, "equal": len(gains) - better - worse}
+
+
+def gains_of(dataset: RetrievalSet) -> list[Gains]:
     """For each query the gains of its relevant documents, by their positions in the corpus."""
     column = {document: index for index, document in enumerate(dataset.corpus)}
     return [
@@ -155,14 +187,14 @@ def _gains(dataset: RetrievalSet) -> list[Gains]:
     ]
 
 
-def _embed_set(embedders: Mapping[str, Embedder], name: str, dataset: RetrievalSet) -> VectorPair:
+def embed_set(embedders: Mapping[str, Embedder], name: str, dataset: RetrievalSet) -> VectorPair:
     """A model's vectors of a set's queries (Q, D) and documents (N, D)."""
     embed = embedders[name]
     queries = embed(list(dataset.queries.values()), "query", f"{dataset.name}, {name}, queries")
     return queries, embed(list(dataset.corpus.values()), "document", f"{dataset.name}, {name}, documents")
 
 
-def _refuse_or_warn(dataset: RetrievalSet, flag: str | None) -> None:
+def refuse_or_warn(dataset: RetrievalSet, flag: str | None) -> None:
     """Say that the teacher finds nothing on a set.
 
     Raises:
@@ -177,7 +209,7 @@ def _refuse_or_warn(dataset: RetrievalSet, flag: str | None) -> None:
     logger.warning("%s; THIS SET IS LEFT OUT of the account; check its qrels", found)
 
 
-def _row(system: str, by_set: Mapping[str, FloatArray], teacher: Mapping[str, FloatArray]) -> dict[str, Any]:
+def retrieval_row(system: str, by_set: Mapping[str, FloatArray], teacher: Mapping[str, FloatArray]) -> dict[str, Any]:
     """A system's line of an account.
 
     Args:
@@ -205,7 +237,7 @@ def _grid(shares: Mapping[tuple[int, str], Sequence[float]]) -> dict[str, dict[s
     return grid
 
 
-def _pairs(
+def pair_rows(
     embedders: Mapping[str, Embedder], projection: Vectors | None, pair_sets: Sequence[PairSet]
 ) -> list[dict[str, Any]]:
     """Spearman's correlation of each system's cosines with the sets' scores: the part `pairs` of an account."""
@@ -219,8 +251,10 @@ def _pairs(
             for name, embed in embedders.items()
         }
         T = vectors[TEACHER]
-        projected = None if projection is None else project(T, projection)
-        for system, cosines in pair_scores(T, projected, vectors.get(STUDENT)).items():
+        if projection is not None:
+            vectors = {TEACHER: T, PROJECTED: project(T, projection)} | vectors
+        for system, pair in vectors.items():
+            cosines = (pair[0] * pair[1]).sum(1)
             correlation = _spearman(f"{pair_set.name}, {system}", cosines, pair_set.scores)
             by_system.setdefault(system, {})[pair_set.name] = round(correlation, 4)
     return [{"system": system, "scores": scores} for system, scores in by_system.items()]
@@ -269,46 +303,3 @@ def account_after_training(
         )
         return _EMPTY | {"failed": reason}
     return record
-
-
-def format_account(record: Mapping[str, Any]) -> str:
-    """An account in Markdown: nDCG@10 of each system, the sets that were left out, Spearman, MTEB, cost."""
-    blocks = []
-    if reason := record.get("failed"):
-        blocks.append(f"The comparison with the teacher failed: {reason}")
-    if record["retrieval"]:
-        blocks.append(_retrieval_table(record["retrieval"]))
-    if left_out := record.get("left_out"):
-        blocks.append(f"Left out, since the teacher's nDCG@10 is 0 there: {', '.join(left_out)}.")
-    for part, title in (("pairs", "Spearman"), ("mteb", "MTEB")):
-        if rows := record.get(part):
-            names = list(rows[0]["scores"])
-            blocks.append(markdown_table([[title, *names], *([row["system"], *_scores(row, names)] for row in rows)]))
-    if record["cost"]:
-        blocks.append(_cost_table(record["cost"]))
-    return printable("\n\n".join(blocks))
-
-
-def _retrieval_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The nDCG@10 of each system on each set, and what is kept of the teacher's."""
-    names = list(rows[0]["scores"])
-    lines = [["nDCG@10", *names, "mean", "kept (95 %)"]]
-    for row in rows:
-        low, high = (100 * share for share in row["interval"])
-        kept = f"{100 * row['retention']:.1f} % ({low:.1f} - {high:.1f})" if row["system"] != TEACHER else ""
-        lines.append([row["system"], *_scores(row, names), f"{row['mean']:.3f}", kept])
-    return markdown_table(lines)
-
-
-def _scores(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """A row's scores on these sets, with three decimals."""
-    return [f"{row['scores'][name]:.3f}" for name in names]
-
-
-def _cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """Size and speed of each model."""
-    lines = [["", "parameters", "MB", "texts/s", "ms a query"]]
-    for name, cost in costs.items():
-        size = [f"{cost['parameters'] / 1e6:.1f} M", f"{cost['megabytes']:,.0f}"]
-        lines.append([name, *size, f"{cost['texts_per_second']:,.0f}", f"{cost['query_milliseconds']:.1f}"])
-    return markdown_table(lines)

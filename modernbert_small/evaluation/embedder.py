@@ -1,14 +1,15 @@
 """A model that embeds texts, and what embedding costs."""
 
+import platform
 import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small.algebra import unit_vectors
-from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.progress import ProgressBar
 
 Vectors = NDArray[np.float32]
@@ -18,7 +19,7 @@ _TEXTS_PER_UPDATE = 1024  # of the progress bar
 
 
 class Embedder:
-    """A model that embeds in bf16 where the hardware has it, and counts its texts and seconds.
+    """A model that embeds in float32, as it does for its users, and counts its texts and seconds.
 
     Attributes:
         model: the model.
@@ -57,8 +58,7 @@ class Embedder:
     def _encode(self, texts: Sequence[str], kind: str) -> Vectors:
         """Vectors (N, D) as the model gives them."""
         encode = self.model.encode_query if kind == "query" else self.model.encode_document
-        with bf16_autocast(self.model.device):
-            return encode(list(texts), batch_size=32, show_progress_bar=False)
+        return encode(list(texts), batch_size=32, show_progress_bar=False)
 
     def cost(self, queries: Sequence[str]) -> dict[str, float]:
         """The model's size, its speed so far, and its latency on this machine.
@@ -82,3 +82,10 @@ class Embedder:
             "texts_per_second": round(self.texts / max(self.seconds, 1e-9), 1),
             "query_milliseconds": round(1000 * float(np.median(seconds)), 2) if seconds else 0.0,
         }
+
+
+def machine(device: torch.device) -> str:
+    """What a model was timed on: the GPU's name, or the CPU's kind and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}), threads: {torch.get_num_threads()}"

@@ -80,6 +80,22 @@ def mean_ratio_interval(pairs: Sequence[tuple[FloatArray, FloatArray]], seed: in
     return float(low), float(high)
 
 
+def mean_difference_interval(pairs: Sequence[tuple[FloatArray, FloatArray]], seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the mean over sets of mean(a - b), by a paired bootstrap over each set's queries.
+
+    Args:
+        pairs: for each set the scores a and b (Q,) of two systems on the same queries.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    means = np.zeros(BOOTSTRAP_SAMPLES)
+    for a, b in pairs:
+        drawn = rng.integers(0, len(a), (BOOTSTRAP_SAMPLES, len(a)))
+        means += (a - b)[drawn].mean(1) / len(pairs)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def truncated(vectors: FloatArray, size: int) -> FloatArray:
     """The first `size` values of vectors (N, D), scaled to length one: (N, size)."""
     return unit_vectors(vectors[:, :size])

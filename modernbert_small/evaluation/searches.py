@@ -14,15 +14,16 @@ EXCERPT = 160  # characters shown of a text
 
 
 class Result(TypedDict):
-    """A document that a system found."""
+    """A document that a system found, and its rank, counted from 1."""
 
+    rank: int
     text: str
     score: float
     relevant: bool
 
 
 class Search(TypedDict):
-    """A query and, by system, what was found, the nearest first."""
+    """A query and, by system, what was found, the nearest first; the last one is relevant if none before it is."""
 
     set: str
     query: str
@@ -37,7 +38,7 @@ def sample_searches(
     Args:
         dataset: a set of Q queries and N documents.
         scores: (Q, N) by system.
-        relevant: for each query the columns of its relevant documents.
+        relevant: for each query the columns of its relevant documents, at least one.
         count: how many queries at most; they are evenly spaced in the set.
 
     Returns:
@@ -48,18 +49,24 @@ def sample_searches(
     queries, documents = list(dataset.queries.values()), list(dataset.corpus.values())
     searches: list[Search] = []
     for row in range(0, len(queries), math.ceil(len(queries) / count)):
-        hits = set(relevant[row])
-        results = {system: _nearest(documents, matrix[row], hits) for system, matrix in scores.items()}
+        results = {system: _nearest(documents, matrix[row], relevant[row]) for system, matrix in scores.items()}
         searches.append({"set": dataset.name, "query": _excerpt(queries[row]), "results": results})
     return searches
 
 
-def _nearest(documents: Sequence[str], scores: FloatArray, relevant: set[int]) -> list[Result]:
-    """The documents with the highest of the scores (N,)."""
-    columns = np.argsort(-scores, kind="stable")[:RESULTS].tolist()
+def _nearest(documents: Sequence[str], scores: FloatArray, relevant: Collection[int]) -> list[Result]:
+    """The documents with the highest of the scores (N,), and the first relevant one if it comes after them."""
+    order = np.argsort(-scores, kind="stable").tolist()
+    first = next(place for place, column in enumerate(order) if column in relevant)
+    places = [*range(min(RESULTS, len(order))), *([first] if first >= RESULTS else [])]
     return [
-        {"text": _excerpt(documents[i]), "score": round(float(scores[i]), 3), "relevant": i in relevant}
-        for i in columns
+        {
+            "rank": place + 1,
+            "text": _excerpt(documents[order[place]]),
+            "score": round(float(scores[order[place]]), 3),
+            "relevant": order[place] in relevant,
+        }
+        for place in places
     ]
 
 

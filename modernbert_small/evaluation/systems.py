@@ -6,7 +6,6 @@ Q: queries. N: documents, or pairs of sentences. D_T, D: width of the teacher be
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 
@@ -16,6 +15,7 @@ from modernbert_small.evaluation.metrics import PRECISIONS, FloatArray, rescored
 from modernbert_small.run.records import read_run
 
 TEACHER, PROJECTED, STUDENT = "teacher", "teacher, projected", "student"
+MIXED = "student's queries, teacher's documents"
 WIDTHS = (256, 128, 64, 32)  # to which vectors are truncated, besides half of their own width
 
 # Vectors of queries (Q, D) and documents (N, D), or of the first (N, D) and second (N, D) sentences of pairs.
@@ -82,7 +82,7 @@ def student_scores(S: VectorPair, T: VectorPair) -> dict[str, FloatArray]:
     D = S[0].shape[1]
     scores = {STUDENT: similarities(*S)}
     if T[0].shape[1] == D:
-        scores["student's queries, teacher's documents"] = similarities(S[0], T[1])
+        scores[MIXED] = similarities(S[0], T[1])
     for size in truncated_widths(D)[1:]:
         scores[f"student, {size} values"] = similarities(truncated(S[0], size), truncated(S[1], size))
     for precision in PRECISIONS[1:]:
@@ -94,15 +94,3 @@ def student_scores(S: VectorPair, T: VectorPair) -> dict[str, FloatArray]:
 def truncated_widths(D: int) -> list[int]:
     """The widths that vectors of D values are measured at: D itself, its half and the smaller WIDTHS, widest first."""
     return sorted({D, D // 2, *(size for size in WIDTHS if size < D)}, reverse=True)
-
-
-def pair_scores(T: VectorPair, projected: VectorPair | None, S: VectorPair | None) -> dict[str, NDArray[np.float32]]:
-    """Cosines (N,) of the sentences of pairs, by the teacher, the projected teacher and the student.
-
-    Args:
-        T: the teacher's vectors, two of (N, D_T), unit length.
-        projected: see `project`; None if the teacher has no projection.
-        S: the student's, two of (N, D); None without a student.
-    """
-    vectors = {TEACHER: T, PROJECTED: projected, STUDENT: S}
-    return {system: (pair[0] * pair[1]).sum(1) for system, pair in vectors.items() if pair is not None}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from modernbert_small.evaluation.account import format_account
+from modernbert_small.evaluation.tables import format_account
 from modernbert_small.reporting.formats import count
 from modernbert_small.reporting.paths import public_record, public_text
 from modernbert_small.reporting.render import render

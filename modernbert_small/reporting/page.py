@@ -32,6 +32,15 @@ class Paragraph(Part):
 
 
 @dataclass(frozen=True)
+class Steps(Part):
+    """What to do, the first thing first, under a title."""
+
+    macro = "steps"
+    title: str
+    steps: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Tiles(Part):
     """Numbers to see first: name, number as text, note."""
 
@@ -89,7 +98,7 @@ class Figures(Part):
 
 @dataclass(frozen=True)
 class Searches(Part):
-    """Searches, as `evaluation.searches.sample_searches` returns them."""
+    """Searches, as `evaluation.searches.sample_searches` returns them, each result with its `rank`."""
 
     macro = "searches"
     searches: Sequence[Mapping[str, Any]]

@@ -5,10 +5,12 @@ left out. Every section is a list of parts as `page.py` defines them.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modernbert_small.evaluation.metrics import perplexity
+from modernbert_small.evaluation.systems import STUDENT, TEACHER
 from modernbert_small.reporting.formats import count, percent, short
 from modernbert_small.reporting.page import (
     Figure,
@@ -21,12 +23,15 @@ from modernbert_small.reporting.page import (
     table,
     tiles,
 )
-from modernbert_small.reporting.plots import Series, lines, stacked_bars
+from modernbert_small.reporting.plots import Series, described, lines, stacked_bars
 
 Record = Mapping[str, Any]
 
 _LOSSES = {"loss": ("training", "student"), "eval_loss": ("held out", "teacher")}
 _RATE = {"learning_rate": ("learning rate", "student")}
+_STRAIGHT = ("linear", "constant", "constant_with_warmup")  # schedules of the learning rate that need no plot
+
+KEPT = "“Kept” is the mean over the sets of a system’s nDCG@10 divided by the teacher’s on that set."
 
 
 def corpus(record: Record) -> Section:
@@ -130,8 +135,12 @@ def _agreement(layers: Mapping[str, Any] | None) -> Figure | None:
     labels = {"cka": ("CKA", "student"), "explained_variance": ("explained variance", "teacher")}
     curves = [Series(label, index, layers[name], style) for name, (label, style) in labels.items() if layers[name]]
     teacher_layers = ", ".join(map(str, layers["teacher_layers"]))
-    note = f"The student’s layers are compared with the teacher’s layers {teacher_layers}."
-    return figure(lines("layers", curves, "Layer of the student", "Share", True, True), "Agreement by layer.", note)
+    note = (
+        f"The student’s layers are compared with the teacher’s layers {teacher_layers}. CKA is 1 if "
+        "one layer’s outputs are a rotation of the other’s; explained variance is the share of the teacher’s variance in "
+        "the directions that the student has. From the first layer to the last:"
+    )
+    return _drawn("layers", curves, "Layer of the student", "Share", "Agreement by layer.", note, True, True)
 
 
 def pre_training(record: Record) -> Section:
@@ -144,12 +153,12 @@ def pre_training(record: Record) -> Section:
     return section(
         tiles(
             ("Held-out loss", loss, "{:.3f}".format, "nats per masked token"),
-            ("Held-out perplexity", loss and perplexity(loss), short, ""),
+            ("Held-out perplexity", loss and perplexity(loss), short, "as unsure as among so many equally likely tokens"),
             *_training_tiles(record),
         ),
         figures(
             _curves(record, "mlm", _LOSSES, "Nats per masked token", "Masked-LM loss."),
-            _curves(record, "mlm-rate", _RATE, "Learning rate", "Learning rate."),
+            _schedule(record, "mlm-rate"),
         ),
     )
 
@@ -180,27 +189,23 @@ def projection(record: Record) -> Section:
     )
 
 
-def _quality_by_width(quality: Sequence[tuple[int, Mapping[str, float]]]) -> Figure | None:
+def _quality_by_width(quality: Sequence[tuple[int, Mapping[str, float]]]) -> Table | None:
     """Two measures of the projected vectors, truncated to several widths."""
-    if not quality:
-        return None
-    widths = [width for width, _ in quality]
-    labels = {
-        "cosine_correlation": ("cosine correlation", "student"),
-        "neighbour_recall": ("neighbours kept", "teacher"),
-    }
-    curves = [
-        Series(label, widths, [kept[name] for _, kept in quality], style) for name, (label, style) in labels.items()
+    rows = [
+        [str(width), f"{kept['cosine_correlation']:.3f}", percent(kept["neighbour_recall"])] for width, kept in quality
     ]
-    svg = lines("quality", curves, "Values kept", "Share", True, True)
-    return figure(svg, "Quality by width.", "How much is left when only the first values of each vector are kept.")
+    caption = (
+        "What is left when only the first values of each vector are kept: the correlation of the cosines with those "
+        "before the projection, and the share of the 10 nearest neighbours"
+    )
+    return table(caption, ["Values", "Correlation", "Neighbours"], rows)
 
 
 def labels(record: Record) -> Section:
     """Phase 4: the labelled texts, and the teacher's quality after the projection.
 
     Args:
-        record: with `counts` by split; `tokens_per_second`; `padding_share`; and `ceiling`, see `retrieval_table`.
+        record: with `counts` by split; `tokens_per_second`; `padding_share`; and `ceiling`, see `retrieval_tables`.
     """
     made = record.get("counts", {}).get("train", {})
     return section(
@@ -210,8 +215,8 @@ def labels(record: Record) -> Section:
             ("Tokens per second", record.get("tokens_per_second"), count, ""),
             ("Padding", record.get("padding_share"), percent, "of all tokens computed"),
         ),
-        retrieval_table(
-            "nDCG@10 of the teacher before and after the projection; the student learns from the projected teacher",
+        *retrieval_tables(
+            "The teacher before and after the projection; the student learns from the projected teacher",
             record.get("ceiling", {}),
         ),
     )
@@ -237,32 +242,61 @@ def distillation(record: Record) -> Section:
             _curves(record, "mse", _LOSSES, "Squared distance", "Loss.", "Squared distance to the labels."),
             _curves(record, "similarity", similarity, "Mean cosine", "Similarity to the labels."),
             _retrieval_curves(record),
-            _curves(record, "rate", _RATE, "Learning rate", "Learning rate."),
+            _schedule(record, "rate"),
         ),
     )
 
 
-def retrieval_table(caption: str, account: Record) -> Table | None:
-    """nDCG@10 of each system on each set.
+def retrieval_tables(caption: str, account: Record) -> list[Table | None]:
+    """nDCG@10 of each system: what it keeps of the teacher's, and its score on each set.
 
     Args:
-        caption: of the table.
+        caption: of the first table.
         account: its `retrieval` holds, for each system, `system`, `scores` by set, their `mean`, `retention` (the share
-            of the teacher's that is kept) and its 95 % `interval`.
+            of the teacher's that is kept) and its 95 % `interval`; its `queries` are numbers by set.
     """
-    rows = account.get("retrieval", [])
-    names = list(rows[0]["scores"]) if rows else []
-    cells = []
-    for row in rows:
-        summary = [row["system"].capitalize(), f"{row['mean']:.3f}", percent(row["retention"]), interval(row)]
-        cells.append([*summary, *(f"{row['scores'][name]:.3f}" for name in names)])
-    return table(caption, ["System", "Mean", "Kept", "95 % interval", *names], cells)
+    rows, queries = account.get("retrieval", []), account.get("queries", {})
+    steps = [row for row in rows if not is_smaller(row["system"])]
+    by_set = [
+        [name, count(queries[name]) if name in queries else "", *(f"{row['scores'][name]:.3f}" for row in steps)]
+        for name in (rows[0]["scores"] if rows else ())
+    ]
+    return [
+        kept_table(f"{caption}. {KEPT} {interval_note(account)}", account, steps),
+        table("nDCG@10 on each set", ["Set", "Queries", *(row["system"].capitalize() for row in steps)], by_set),
+    ]
+
+
+def kept_table(caption: str, account: Record, rows: Sequence[Record]) -> Table | None:
+    """What systems keep of the teacher's nDCG@10; `rows` are some of the account's `retrieval`."""
+    teacher = next((row["mean"] for row in account.get("retrieval", ()) if row["system"] == TEACHER), math.nan)
+    cells = [
+        [row["system"].capitalize(), f"{row['mean']:.3f}"]
+        + (
+            ["", "", ""]
+            if row["system"] == TEACHER
+            else [percent(row["retention"]), interval(row), percent(row["mean"] / teacher)]
+        )
+        for row in rows
+    ]
+    return table(caption, ["System", "Mean nDCG@10", "Kept", "95 % interval", "Ratio of the means"], cells)
+
+
+def is_smaller(system: str) -> bool:
+    """Whether a system is the student with truncated or quantised vectors."""
+    return system.startswith(f"{STUDENT}, ")
 
 
 def interval(row: Record) -> str:
-    """The 95 % interval of the share that a row's system keeps of the teacher's nDCG@10; nothing for the teacher."""
+    """The 95 % interval of the share that a row's system keeps of the teacher's nDCG@10."""
     low, high = row["interval"]
-    return "" if row["system"] == "teacher" else f"{100 * low:.1f} – {percent(high)}"
+    return f"{100 * low:.1f} – {percent(high)}"
+
+
+def interval_note(account: Record) -> str:
+    """What the intervals of an account rest on."""
+    queries = count(sum(account.get("queries", {}).values()))
+    return f"The intervals come from a paired bootstrap over {queries} queries, which are drawn again and again."
 
 
 def _curves(
@@ -272,15 +306,32 @@ def _curves(
     series = []
     for key, (label, style) in logged.items():
         entries = [entry for entry in record.get("history", ()) if key in entry]
-        if entries:
-            series.append(Series(label, [e["step"] for e in entries], [e[key] for e in entries], style))
-    return figure(lines(name, series, "Step", y_label), title, note) if series else None
+        series.append(Series(label, [e["step"] for e in entries], [e[key] for e in entries], style))
+    return _drawn(name, series, "Step", y_label, title, note)
+
+
+def _drawn(
+    name: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    title: str,
+    note: str = "",
+    shares: bool = False,
+    ticks: bool = False,
+) -> Figure | None:
+    """A figure of lines, with what they begin and end with in words; two points make no line."""
+    shown = [one for one in series if len(one.x) > 2]
+    if not shown:
+        return None
+    words = f"{note} {described(shown, shares).capitalize()}.".strip()
+    return figure(lines(name, shown, x_label, y_label, shares, ticks), title, words)
 
 
 def _retrieval_curves(record: Record) -> Figure | None:
     """The student's nDCG@10 over steps, the mean of its sets, against the teacher's."""
     rows = {row["system"]: row for row in record.get("account", {}).get("retrieval", ())}
-    names = [f"eval_{dataset}_cosine_ndcg@10" for dataset in rows.get("student", {}).get("scores", ())]
+    names = [f"eval_{dataset}_cosine_ndcg@10" for dataset in rows.get(STUDENT, {}).get("scores", ())]
     logged = [entry for entry in record.get("history", ()) if names and set(names) <= set(entry)]
     if not logged:
         return None
@@ -289,9 +340,10 @@ def _retrieval_curves(record: Record) -> Figure | None:
     label = "student" if len(names) == 1 else f"student, mean of {len(names)} sets"
     series = [
         Series(label, steps, means, "student"),
-        Series("teacher", steps, [rows["teacher"]["mean"]] * len(steps), "teacher"),
+        Series("teacher", steps, [rows[TEACHER]["mean"]] * len(steps), "teacher"),
     ]
-    return figure(lines("retrieval", series, "Step", "nDCG@10"), "Retrieval.")
+    note = "During training, in the precision of the training."
+    return _drawn("retrieval", series, "Step", "nDCG@10", "Retrieval.", note)
 
 
 def _spectrum(name: str, shares: Sequence[float], title: str, what: str) -> Figure | None:
@@ -299,8 +351,15 @@ def _spectrum(name: str, shares: Sequence[float], title: str, what: str) -> Figu
     if not shares:
         return None
     sums = Series(what, range(1, len(shares) + 1), list(itertools.accumulate(shares)), "student")
-    svg = lines(name, [sums], "Directions kept", f"{what}, cumulative", True)
-    return figure(svg, title, f"Share of the {what.lower()} that the first principal directions hold.")
+    note = f"Share of the {what.lower()} that the first principal directions hold."
+    return _drawn(name, [sums], "Directions kept", f"{what}, cumulative", title, note, shares=True)
+
+
+def _schedule(record: Record, name: str) -> Figure | None:
+    """The learning rate over steps, unless it is straight but for its warm-up."""
+    if record.get("settings", {}).get("lr_scheduler_type") in _STRAIGHT:
+        return None
+    return _curves(record, name, _RATE, "Learning rate", "Learning rate.")
 
 
 def _training_tiles(record: Record) -> list[tuple[str, Any, Callable[[Any], str], str]]:

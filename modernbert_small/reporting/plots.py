@@ -9,7 +9,8 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -17,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from modernbert_small.reporting.formats import short
+from modernbert_small.reporting.formats import percent, short
 
 WIDTH = 4.3  # inches of 72 units
+_LABEL = 22  # characters in a line beside a plot
 # Matplotlib cannot draw with CSS variables: it draws with these colours, which are replaced by variables afterwards.
 INK, MUTED, LINE = "#010203", "#010204", "#010205"
 STYLES = {
@@ -107,6 +109,17 @@ def _percent(share: float, _: float) -> str:
     return f"{round(100 * share, 6):g} %"
 
 
+def described(series: Sequence[Series], shares: bool = False) -> str:
+    """Where lines begin and end, in words, such as `student: 0.31 to 0.49`.
+
+    Args:
+        series: lines of at least one point each.
+        shares: whether y is a share, given in per cent.
+    """
+    form = percent if shares else "{:.3g}".format
+    return "; ".join(f"{one.label}: {form(one.y[0])} to {form(one.y[-1])}" for one in series)
+
+
 def lines(
     name: str, series: Sequence[Series], x_label: str, y_label: str, shares: bool = False, ticks: bool = False
 ) -> str:
@@ -135,11 +148,21 @@ def lines(
             axes.yaxis.set_major_formatter(_percent)
         if len(series) > 1:
             _legend(axes)
-        return _svg(figure, name, f"{y_label} by {x_label}: {', '.join(one.label for one in series)}")
+        return _svg(figure, name, f"{y_label} by {x_label}. {described(series, shares)}")
+
+
+def _values_at_right(axes: Axes, values: Sequence[str]) -> None:
+    """Write a text at the right of each row of a plot whose rows are at y = 0, 1, 2, ..."""
+    right = axes.twinx()
+    right.set_ylim(axes.get_ylim())
+    right.set_yticks(range(len(values)), values)
+    right.tick_params(axis="y", length=0, labelcolor=INK)
+    right.grid(visible=False)
+    right.spines["left"].set_visible(False)
 
 
 def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_label: str) -> str:
-    """Horizontal bars that consist of at most two parts.
+    """Horizontal bars that consist of at most two parts, each between its name and its length.
 
     Args:
         name: a name that no other figure of the page has.
@@ -154,8 +177,9 @@ def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_la
             color, *_ = STYLES[part.style]
             look: dict[str, Any] = {"facecolor": "none" if hatch else color, "edgecolor": color, "hatch": hatch}
             shown = [length or math.nan for length in part.y]  # else an edge is drawn
-            axes.barh(labels, shown, left=left, height=0.62, label=part.label, **look)
+            axes.barh(range(len(labels)), shown, left=left, height=0.62, label=part.label, **look)
             left = [start + length for start, length in zip(left, part.y, strict=True)]
+        axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -163,11 +187,12 @@ def stacked_bars(name: str, labels: Sequence[str], parts: Sequence[Series], x_la
         axes.xaxis.set_major_formatter(_number)
         axes.set_xlabel(x_label)
         _legend(axes)
-        return _svg(figure, name, f"{x_label}: {', '.join(labels)}")
+        _values_at_right(axes, [short(length) for length in left])
+        return _svg(figure, name, f"{x_label}. {_listed(labels, map(short, left))}")
 
 
 def intervals(name: str, rows: Sequence[tuple[str, float, float, float, str]], x_label: str) -> str:
-    """Rows of a point with its interval, each under its name, beside a line at 1.
+    """Rows of a point with its interval, each between its name and its value, beside a line at 1.
 
     Args:
         name: a name that no other figure of the page has.
@@ -175,37 +200,24 @@ def intervals(name: str, rows: Sequence[tuple[str, float, float, float, str]], x
         x_label: label of the values, which are shares.
     """
     with matplotlib.rc_context(_RC):
-        figure, axes = _figure(0.7 + 0.36 * len(rows))
+        figure, axes = _figure(0.7 + 0.42 * len(rows))
         axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
-        for index, (label, value, low, high, style) in enumerate(rows):
+        for index, (_, value, low, high, style) in enumerate(rows):
             color, marker, _ = STYLES[style]
             axes.plot([low, high], [index, index], color=color, linewidth=2, solid_capstyle="butt")
             axes.plot([value], [index], color=color, marker=marker, markersize=6)
-            axes.annotate(label, (0, index), (2, 5), xycoords=("axes fraction", "data"), textcoords="offset points")
-        axes.set_ylim(len(rows) - 0.5, -0.95)
-        axes.set(xlabel=x_label, yticks=[])
+        labels, values = [row[0] for row in rows], [percent(row[1]) for row in rows]
+        axes.set_yticks(range(len(rows)), [textwrap.fill(label, _LABEL) for label in labels])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
         axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(_percent)
-        return _svg(figure, name, f"{x_label}, with 95 % intervals")
+        _values_at_right(axes, values)
+        return _svg(figure, name, f"{x_label}. {_listed(labels, values)}")
 
 
-def points(name: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Single points with their names above them.
-
-    Args:
-        name: a name that no other figure of the page has.
-        series: of one point each.
-        x_label, y_label: labels of the axes, with units.
-    """
-    with matplotlib.rc_context(_RC):
-        figure, axes = _figure(2.6)
-        for label, x, y, style in series:
-            color, marker, _ = STYLES[style]
-            axes.plot(x, y, linestyle="none", marker=marker, markersize=8, color=color)
-            axes.annotate(label, (x[0], y[0]), (0, 8), textcoords="offset points", ha="center")
-        axes.margins(y=0.5)
-        axes.set_xlim(0, 1.25 * max(one.x[0] for one in series))
-        axes.set(xlabel=x_label, ylabel=y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(_number)
-        return _svg(figure, name, f"{y_label} by {x_label}: {', '.join(one.label for one in series)}")
+def _listed(labels: Iterable[str], values: Iterable[str]) -> str:
+    """Names and values of rows in words."""
+    return "; ".join(f"{label}: {value}" for label, value in zip(labels, values, strict=True))

@@ -1,14 +1,32 @@
 """The report's section on where a model comes from: times, inputs, versions and settings of all phases."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from sentence_transformers import SentenceTransformerTrainingArguments
 
 from modernbert_small.reporting.formats import duration
 from modernbert_small.reporting.page import Section, Settings, Table, section, table
 from modernbert_small.reporting.phases import Record
+from modernbert_small.run.recipe import DEFAULT_RECIPE, read_recipe
 from modernbert_small.run.records import PHASES
 
-_NOTHING: tuple[object, ...] = (None, "", [], {})  # settings without a value
+# What the Trainer and the launcher fill in by themselves.
+_FILLED_IN = (
+    "accelerator_config",
+    "dataloader_pin_memory",
+    "ddp_broadcast_buffers",
+    "ddp_find_unused_parameters",
+    "disable_tqdm",
+    "do_eval",
+    "greater_is_better",
+    "hub_token",
+    "prediction_loss_only",
+    "processes",
+)
 
 
 def provenance(records: Mapping[str, Record]) -> Section:
@@ -22,7 +40,7 @@ def provenance(records: Mapping[str, Record]) -> Section:
         for library, version in record.get("versions", {}).items():
             versions.setdefault(library, {})[version] = None
     settings = {
-        PHASES[phase]: {name: _shown(value) for name, value in record["settings"].items() if value not in _NOTHING}
+        PHASES[phase]: {name: _shown(value) for name, value in changed_settings(phase, record["settings"]).items()}
         for phase, record in records.items()
     }
     return section(
@@ -31,6 +49,39 @@ def provenance(records: Mapping[str, Record]) -> Section:
         table("Versions", ["Library", "Version"], [[name, ", ".join(found)] for name, found in versions.items()]),
         Settings(settings),
     )
+
+
+def changed_settings(phase: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a phase that differ from its script's defaults, in their order.
+
+    Args:
+        phase: its name in run.json.
+        settings: as run.json holds them.
+    """
+    defaults = _defaults("create_distil_dataset" if phase == "reduced_teacher" else phase)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _FILLED_IN and _comparable(value) != defaults.get(name)
+    }
+
+
+@cache
+def _defaults(section: str) -> dict[str, object]:
+    """The defaults of a script: the Trainer's, and above them those of the default recipe."""
+    fields = dataclasses.fields(SentenceTransformerTrainingArguments)
+    trainers = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return {name: _comparable(value) for name, value in (trainers | read_recipe(DEFAULT_RECIPE)[section]).items()}
+
+
+def _comparable(value: object) -> object:
+    """A setting as records, recipes and classes have it alike; all that is not set is None."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value  # a recipe may name one in place of a list
+    try:
+        return float(value) or None  # type: ignore[arg-type]  # YAML reads 5e-4 as a text
+    except (TypeError, ValueError):
+        return value or None
 
 
 def _shown(value: object) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modernbert_small.evaluation.metrics import PRECISIONS
+from modernbert_small.evaluation.metrics import PRECISIONS, RESCORED
+from modernbert_small.evaluation.systems import PROJECTED, STUDENT, TEACHER
 from modernbert_small.reporting.formats import count, percent, short
 from modernbert_small.reporting.page import (
     HeatMap,
@@ -19,38 +20,53 @@ from modernbert_small.reporting.page import (
     table,
     tiles,
 )
-from modernbert_small.reporting.phases import Record, interval, retrieval_table
-from modernbert_small.reporting.plots import Series, intervals, points
+from modernbert_small.reporting.phases import (
+    Record,
+    interval,
+    interval_note,
+    is_smaller,
+    kept_table,
+    retrieval_tables,
+)
+from modernbert_small.reporting.plots import intervals
+from modernbert_small.reporting.verdict import cosines_note, verdict
 from modernbert_small.run.records import PHASES
 
 _BYTES = {"float32": 4.0, "int8": 1.0, "binary": 0.125}  # of a value
 
 
 def headline(records: Mapping[str, Record]) -> Section:
-    """What the model is and how good it is: a sentence, some numbers, and which phases left no record.
+    """What the model is, the verdict on it, some numbers, and which phases left no record.
 
     Args:
         records: by phase, as `run.records.find_records` gives them.
     """
     final = records.get("distil_train", {})
     account = final.get("account", {})
-    students = [row for row in account.get("retrieval", ()) if row["system"] == "student"]
-    cost = account.get("cost", {}).get("student", {})
-    ratios = {name: f"{value / account['cost']['teacher'][name]:.2g} × the teacher’s" for name, value in cost.items()}
+    students = [row for row in account.get("retrieval", ()) if row["system"] == STUDENT]
+    cost = account.get("cost", {}).get(STUDENT, {})
+    ratios = {name: f"{value / account['cost'][TEACHER][name]:.2g} × the teacher’s" for name, value in cost.items()}
+    queries = count(sum(account.get("queries", {}).values()))
     missing = "; ".join(title for phase, title in PHASES.items() if phase not in records)
     return section(
         Paragraph(_description(records)),
-        tiles(
-            *(("nDCG@10 kept", row["retention"], percent, f"of the teacher’s ({interval(row)})") for row in students),
-            ("Cosine to the teacher", final.get("heldout_similarity"), "{:.3f}".format, "mean over held-out texts"),
-            ("Parameters", cost.get("parameters"), short, ratios.get("parameters", "")),
-            ("Texts per second", cost.get("texts_per_second"), count, ratios.get("texts_per_second", "")),
-        ),
         *(
             Paragraph(_worse(phase, record["ended_worse"]), is_notice=True)
             for phase, record in records.items()
             if "ended_worse" in record
         ),
+        *verdict(records),
+        tiles(
+            *(
+                ("nDCG@10 kept", row["retention"], percent, f"of the teacher’s ({interval(row)}, {queries} queries)")
+                for row in students
+            ),
+            ("Cosine to the teacher", final.get("heldout_similarity"), "{:.3f}".format, "mean over held-out texts"),
+            ("Parameters", cost.get("parameters"), short, ratios.get("parameters", "")),
+            ("Texts per second", cost.get("texts_per_second"), count, ratios.get("texts_per_second", "")),
+            ("ms per query", cost.get("query_milliseconds"), "{:.1f}".format, ratios.get("query_milliseconds", "")),
+        ),
+        Paragraph(f"Speed in float32{_on_machine(account)}.") if cost else None,
         Paragraph(f"No record was found of these phases: {missing}. Their measurements are left out.", is_notice=True)
         if missing
         else None,
@@ -80,31 +96,27 @@ def student_and_teacher(account: Record) -> Section:
     """How much of the teacher's quality is left after each step.
 
     Args:
-        account: with `retrieval`, see `phases.retrieval_table`; `queries` by set; `pairs`, entries with `system` and
-            `scores`, Spearman's correlation by set; and `left_out`, sets on which the teacher finds nothing.
+        account: with `retrieval`, see `phases.retrieval_tables`; `queries` by set; `cosines`, see `verdict`; `pairs`,
+            entries with `system` and `scores`, Spearman's correlation by set; and `left_out`, sets on which the teacher
+            finds nothing.
     """
     left_out = account.get("left_out")
     notice = f"The teacher finds nothing in these sets, so they are left out: {', '.join(left_out or ())}."
     rows = account.get("retrieval", [])
     if not rows:
         return [Paragraph(notice, is_notice=True)] if left_out else []
-    kept = {row["system"]: row["retention"] for row in rows}
-    sentences = f"The student keeps {percent(kept['student'])} of the teacher’s nDCG@10."
-    if ceiling := kept.get("teacher, projected"):
-        projected, distilled = (f"{100 * share:+.1f}" for share in (ceiling - 1, kept["student"] - ceiling))
-        sentences += f" The projection changes it by {projected} percentage points, the distillation by {distilled}."
     shown = [
         (row["system"], row["retention"], *row["interval"], _style(row["system"]))
         for row in rows
-        if row["system"] != "teacher"
+        if row["system"] != TEACHER and not is_smaller(row["system"])
     ]
-    queries = count(sum(account.get("queries", {}).values()))
-    note = f"Means over sets, {queries} queries; 95 % intervals by a paired bootstrap over queries."
+    note = f"“Projected” is the teacher with its vectors reduced to the student’s width. {interval_note(account)}"
+    gap = figure(intervals("gap", shown, "Share of the teacher’s nDCG@10"), "What each step keeps.", note)
     return section(
-        Paragraph(sentences),
         Paragraph(notice, is_notice=True) if left_out else None,
-        figures(figure(intervals("gap", shown, "Share of the teacher’s nDCG@10"), "What each step keeps.", note)),
-        retrieval_table("nDCG@10 by step and set", account),
+        figures(gap),
+        *retrieval_tables("nDCG@10 by step, computed in float32", account),
+        Paragraph(cosines_note(account)),
         _pairs(account),
     )
 
@@ -119,19 +131,48 @@ def _pairs(account: Record) -> Table | None:
 
 
 def _style(system: str) -> str:
-    """The style of a system: the teacher, the student, both models together, or the student with smaller vectors."""
-    if system.startswith("teacher"):
+    """The style of a system: the teacher, the student, or both models together."""
+    if system in (TEACHER, PROJECTED):
         return "teacher"
-    if system == "student":
-        return "student"
-    return "fourth" if "teacher" in system else "third"
+    return "student" if system == STUDENT else "fourth"
+
+
+def searches(account: Record) -> Section:
+    """What both models find for the same queries.
+
+    Args:
+        account: with `searches`, see `evaluation.searches.sample_searches`, and `outcomes`.
+    """
+    found = account.get("searches")
+    if not found:
+        return []
+    ranked = [
+        {**search, "results": {model: list(map(_with_rank, r, range(1, 99))) for model, r in search["results"].items()}}
+        for search in found
+    ]
+    intro = (
+        "A few queries, evenly spaced in each set, and what teacher and student find first, with the cosines. Documents "
+        "that the set names as relevant are marked. If none is among the first, the nearest relevant one stands below "
+        "them with its rank."
+    )
+    if outcomes := account.get("outcomes"):
+        intro += (
+            f" Over all queries, the student’s nDCG@10 is better than the teacher’s in {count(outcomes['better'])}, worse "
+            f"in {count(outcomes['worse'])}, and equal in {count(outcomes['equal'])}."
+        )
+    return [Paragraph(intro), Searches(ranked)]
+
+
+def _with_rank(result: Record, place: int) -> Record:
+    """A result with its rank, which older records lack since they hold the first results only."""
+    return {"rank": place, **result}
 
 
 def smaller_vectors(account: Record) -> Section:
     """What the student keeps when its vectors are truncated and quantised.
 
     Args:
-        account: with `grid`: by width and precision, the share of the teacher's nDCG@10.
+        account: with `grid`: by width and precision, the share of the teacher's nDCG@10; and `retrieval`.
     """
     grid = account.get("grid")
     if not grid:
@@ -142,49 +183,37 @@ def smaller_vectors(account: Record) -> Section:
     for width, row in grid.items():
         sizes = {precision: f"{math.ceil(int(width) * _BYTES[precision]):,} bytes" for precision in PRECISIONS}
         rows[f"{width} values"] = [(percent(row[p]), sizes[p], (row[p] - low) / span) for p in PRECISIONS]
-    caption = "Share of the teacher’s nDCG@10 that truncated and quantised vectors keep, and the bytes of one vector"
-    return [HeatMap(caption, PRECISIONS, rows)]
+    caption = (
+        "Share of the teacher’s nDCG@10 that is kept with the first values of each vector only, stored in four bytes "
+        "(float32), one byte (int8) or one bit (binary) each; and the bytes of one vector"
+    )
+    with_intervals = (
+        "The same with intervals. “Rescored”: the first "
+        f"{RESCORED} documents of a search are ordered again by their float32 vectors"
+    )
+    smaller = [row for row in account.get("retrieval", ()) if is_smaller(row["system"])]
+    return section(HeatMap(caption, PRECISIONS, rows), kept_table(with_intervals, account, smaller))
 
 
 def size_and_speed(account: Record) -> Section:
-    """Quality against size and speed, for both models.
+    """Size and speed of both models.
 
     Args:
-        account: with `retrieval`, and `cost` by model: `parameters`, `megabytes`, `texts_per_second` and
-            `query_milliseconds`.
+        account: with `cost` by model: `parameters`, `megabytes`, `texts_per_second` and `query_milliseconds`; and
+            `machine`.
     """
-    cost = account.get("cost", {})
-    quality = {row["system"]: row["mean"] for row in account.get("retrieval", ())}
-    drawn = []
-    for name, label, title in (
-        ("parameters", "Parameters", "Quality and size."),
-        ("texts_per_second", "Texts per second", "Quality and speed."),
-    ):
-        series = [Series(model, [values[name]], [quality[model]], model) for model, values in cost.items()]
-        drawn.append(figure(points(name, series, label, "Mean nDCG@10"), title) if series else None)
     rows = []
-    for model, values in cost.items():
+    for model, values in account.get("cost", {}).items():
         size = [short(values["parameters"]), f"{values['megabytes']:,.1f}"]
         speed = [count(values["texts_per_second"]), f"{values['query_milliseconds']:.1f}"]
         rows.append([model.capitalize(), *size, *speed])
     caption = (
-        "Cost on the machine that trained the student; the time per query is the median of queries embedded singly"
+        f"Cost in float32{_on_machine(account)}; texts per second of the whole evaluation, and the median time of "
+        "queries that are embedded one by one"
     )
-    head = ["Model", "Parameters", "MB", "Texts per second", "Milliseconds per query"]
-    return section(figures(*drawn), table(caption, head, rows))
+    return section(table(caption, ["Model", "Parameters", "MB", "Texts per second", "Milliseconds per query"], rows))
 
 
-def searches(account: Record) -> Section:
-    """What both models find for the same queries.
-
-    Args:
-        account: with `searches`, see `evaluation.searches.sample_searches`.
-    """
-    found = account.get("searches")
-    if not found:
-        return []
-    intro = (
-        "For a few queries of each set, the documents that the projected teacher and the student find first, with "
-        "their cosines. Documents that the set names as relevant are marked."
-    )
-    return [Paragraph(intro), Searches(found)]
+def _on_machine(account: Record) -> str:
+    """Where the speed was measured."""
+    return f", on {account['machine']}" if account.get("machine") else ", on the machine that trained the student"
