@@ -71,6 +71,9 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
     )
     train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
     output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
+    model_name: str | None = field(
+        default=None, metadata={"help": "what card and report call the model; by default the folder's name"}
+    )
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
         metadata={"help": "sets to report on: NanoBEIR names, folders laid out like it, stsb, files of sentence pairs"},

@@ -49,14 +49,14 @@ class Embedder:
         with ProgressBar(len(texts), description, "text") as bar:
             for first in range(0, len(texts), _TEXTS_PER_UPDATE):
                 block = texts[first : first + _TEXTS_PER_UPDATE]
-                blocks.append(self._encode(block, kind))
+                blocks.append(self.encode(block, kind))
                 bar.update(len(block))
         self.texts += len(texts)
         self.seconds += time.perf_counter() - began
         return unit_vectors(np.concatenate(blocks).astype(np.float32))
 
-    def _encode(self, texts: Sequence[str], kind: str) -> Vectors:
-        """Vectors (N, D) as the model gives them."""
+    def encode(self, texts: Sequence[str], kind: str) -> Vectors:
+        """Vectors (N, D) as the model gives them, uncounted."""
         encode = self.model.encode_query if kind == "query" else self.model.encode_document
         return encode(list(texts), batch_size=32, show_progress_bar=False)
 
@@ -73,7 +73,7 @@ class Embedder:
         seconds = []
         for query in queries[:LATENCY_QUERIES]:
             began = time.perf_counter()
-            self._encode([query], "query")
+            self.encode([query], "query")
             seconds.append(time.perf_counter() - began)
         weights = list(self.model.state_dict().values())
         return {

@@ -50,7 +50,7 @@ def sample_searches(
     searches: list[Search] = []
     for row in range(0, len(queries), math.ceil(len(queries) / count)):
         results = {system: _nearest(documents, matrix[row], relevant[row]) for system, matrix in scores.items()}
-        searches.append({"set": dataset.name, "query": _excerpt(queries[row]), "results": results})
+        searches.append({"set": dataset.name, "query": excerpt(queries[row]), "results": results})
     return searches
 
 
@@ -62,7 +62,7 @@ def _nearest(documents: Sequence[str], scores: FloatArray, relevant: Collection[
     return [
         {
             "rank": place + 1,
-            "text": _excerpt(documents[order[place]]),
+            "text": excerpt(documents[order[place]]),
             "score": round(float(scores[order[place]]), 3),
             "relevant": order[place] in relevant,
         }
@@ -70,7 +70,7 @@ def _nearest(documents: Sequence[str], scores: FloatArray, relevant: Collection[
     ]
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str, characters: int = EXCERPT) -> str:
     """The beginning of a text in one line."""
     words = " ".join(text.split())
-    return words if len(words) <= EXCERPT else words[:EXCERPT].rstrip() + "…"
+    return words if len(words) <= characters else words[:characters].rstrip() + "…"

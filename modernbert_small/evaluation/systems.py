@@ -5,7 +5,6 @@ Q: queries. N: documents, or pairs of sentences. D_T, D: width of the teacher be
 
 from pathlib import Path
 
-import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 

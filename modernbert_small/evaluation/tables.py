@@ -6,6 +6,7 @@ from typing import Any
 from modernbert_small.evaluation.systems import STUDENT, TEACHER
 from modernbert_small.run.tables import markdown_table, printable
 
+
 def format_account(record: Mapping[str, Any]) -> str:
     """An account or a comparison in Markdown: nDCG@10, sets that were left out, differences, Spearman, MTEB, cost.
 

@@ -4,10 +4,12 @@ Records hold paths as the scripts were given them. The report and the model card
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_PATH = re.compile(r"(?<![\w.:/])/[\w.-]+(?:/[\w.-]+)+")
 _WITH_PATHS = ("settings", "inputs", "folder")  # of a record
 
 
@@ -26,6 +28,11 @@ def public_text(text: str) -> str:
     if _is_private(text):
         return _public_path(text)
     return f"{name}={_public_path(path)}" if equals and _is_private(path) else text
+
+
+def without_paths(text: str) -> str:
+    """A text, such as an error's, with every absolute path in it made public."""
+    return _PATH.sub(lambda match: _public_path(match[0]), text)
 
 
 def _public(value: object) -> object:

@@ -137,8 +137,8 @@ def _agreement(layers: Mapping[str, Any] | None) -> Figure | None:
     teacher_layers = ", ".join(map(str, layers["teacher_layers"]))
     note = (
         f"The student’s layers are compared with the teacher’s layers {teacher_layers}. CKA is 1 if "
-        "one layer’s outputs are a rotation of the other’s; explained variance is the share of the teacher’s variance in "
-        "the directions that the student has. From the first layer to the last:"
+        "one layer’s outputs are a rotation of the other’s; explained variance is the share of the teacher’s variance "
+        "in the directions that the student has. From the first layer to the last:"
     )
     return _drawn("layers", curves, "Layer of the student", "Share", "Agreement by layer.", note, True, True)
 
@@ -153,7 +153,12 @@ def pre_training(record: Record) -> Section:
     return section(
         tiles(
             ("Held-out loss", loss, "{:.3f}".format, "nats per masked token"),
-            ("Held-out perplexity", loss and perplexity(loss), short, "as unsure as among so many equally likely tokens"),
+            (
+                "Held-out perplexity",
+                loss and perplexity(loss),
+                short,
+                "like a guess among so many tokens",
+            ),
             *_training_tiles(record),
         ),
         figures(

@@ -23,7 +23,6 @@ from modernbert_small.reporting.page import (
 from modernbert_small.reporting.phases import (
     Record,
     interval,
-    interval_note,
     is_smaller,
     kept_table,
     retrieval_tables,
@@ -110,7 +109,7 @@ def student_and_teacher(account: Record) -> Section:
         for row in rows
         if row["system"] != TEACHER and not is_smaller(row["system"])
     ]
-    note = f"“Projected” is the teacher with its vectors reduced to the student’s width. {interval_note(account)}"
+    note = "“Projected” is the teacher with its vectors reduced to the student’s width. Lines are 95 % intervals."
     gap = figure(intervals("gap", shown, "Share of the teacher’s nDCG@10"), "What each step keeps.", note)
     return section(
         Paragraph(notice, is_notice=True) if left_out else None,
@@ -151,14 +150,14 @@ def searches(account: Record) -> Section:
         for search in found
     ]
     intro = (
-        "A few queries, evenly spaced in each set, and what teacher and student find first, with the cosines. Documents "
-        "that the set names as relevant are marked. If none is among the first, the nearest relevant one stands below "
-        "them with its rank."
+        "A few queries, evenly spaced in each set, and what teacher and student find first, with the cosines. "
+        "Documents that the set names as relevant are marked. If none is among the first, the nearest relevant one "
+        "stands below them with its rank."
     )
     if outcomes := account.get("outcomes"):
         intro += (
-            f" Over all queries, the student’s nDCG@10 is better than the teacher’s in {count(outcomes['better'])}, worse "
-            f"in {count(outcomes['worse'])}, and equal in {count(outcomes['equal'])}."
+            f" Over all queries, the student’s nDCG@10 is better than the teacher’s in {count(outcomes['better'])}, "
+            f"worse in {count(outcomes['worse'])}, and equal in {count(outcomes['equal'])}."
         )
     return [Paragraph(intro), Searches(ranked)]
 

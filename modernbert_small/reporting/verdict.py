@@ -6,6 +6,7 @@ from typing import Any
 from modernbert_small.evaluation.systems import MIXED, PROJECTED, STUDENT, TEACHER
 from modernbert_small.reporting.formats import count, percent
 from modernbert_small.reporting.page import Paragraph, Section, Steps, section
+from modernbert_small.reporting.paths import without_paths
 
 Record = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Any]]  # of an account's `retrieval`, by system
@@ -34,8 +35,10 @@ def verdict(records: Mapping[str, Record]) -> Section:
         return []
     account = records["distil_train"].get("account", {})
     rows: Rows = {row["system"]: row for row in account.get("retrieval", ())}
+    if reason := account.get("failed"):
+        return [Paragraph(f"The comparison with the teacher failed: {without_paths(reason)}.", is_notice=True)]
     if STUDENT not in rows:
-        why = "How good the model is was not measured. Name sets in --eval_datasets; fifty searches of your own tell most."
+        why = "How good the model is was not measured: name sets in eval_datasets, best of all your own searches."
         return [Paragraph(why)]
     steps = list(_steps(records, rows))
     return section(
@@ -74,10 +77,11 @@ def _how_good(account: Record, rows: Rows) -> str:
     """The share that is kept, in words, and in how many searches one would notice."""
     student, teacher = rows[STUDENT], rows[TEACHER]
     word = next(word for least, word in _WORDS if student["retention"] >= least)
-    sets = len(student["scores"])
+    names = list(student["scores"])
+    where = f"on average over {len(names)} sets" if len(names) > 1 else f"on the set {names[0]}"
     text = (
-        f"{word}: the student keeps {percent(student['retention'])} of its teacher’s nDCG@10, on average over "
-        f"{_number(sets, 'set')} ({student['mean']:.3f} and {teacher['mean']:.3f}). nDCG@10 is 1 if all relevant "
+        f"{word}: the student keeps {percent(student['retention'])} of its teacher’s nDCG@10 "
+        f"{where} ({student['mean']:.3f} of {teacher['mean']:.3f}). nDCG@10 is 1 if all relevant "
         "documents come first, and 0 if none is among the first ten."
     )
     if outcomes := account.get("outcomes"):
@@ -93,15 +97,15 @@ def _how_sure(account: Record, student: Record) -> str:
     low, high = student["interval"]
     queries = sum(account.get("queries", {}).values())
     text = (
-        f"With these {_number(queries, 'query', 'queries')}, the 95 % interval of what is kept goes from {percent(low)} "
-        f"to {percent(high)}."
+        f"The 95 % interval of what is kept goes from {percent(low)} to {percent(high)}; it rests on {count(queries)} "
+        f"{'query' if queries == 1 else 'queries'}."
     )
     if high - low <= WIDE:
         return text
     needed = round(queries * ((high - low) / _NARROW) ** 2, -2)
     return (
-        f"{text} They are too few to tell {100 * low:.0f} from {100 * high:.0f} %; some {count(needed)} would narrow it "
-        f"to {100 * _NARROW:.0f} % of the teacher’s."
+        f"{text} That is too few to tell {100 * low:.0f} from {100 * high:.0f} %; some {count(needed)} would narrow the "
+        f"interval to {100 * _NARROW:.0f} % of the teacher’s."
     )
 
 
@@ -139,8 +143,8 @@ def _steps(records: Mapping[str, Record], rows: Rows) -> Iterator[str]:
         )
     if ceiling < CEILING:
         yield (
-            f"Raise the ceiling, which is {percent(ceiling)}: give the vectors more values, with a larger embedding_dim "
-            "of phase 4 and the same hidden_size of phase 2."
+            f"Raise the ceiling, which is {percent(ceiling)}: give the vectors more values, with a larger "
+            "embedding_dim of phase 4 and the same hidden_size of phase 2."
         )
     if ceiling - kept > SMALL_LOSS:
         yield from _more_training(records)
@@ -181,8 +185,3 @@ def rising(final: Record) -> float | None:
         return None
     before, after = logged[max(early)], logged[max(logged)]
     return after - before if after - before > RISING * (1 - before) else None
-
-
-def _number(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{count(number)} {one if number == 1 else many or f'{one}s'}"
