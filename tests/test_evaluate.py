@@ -14,13 +14,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from modernbert_small import evaluate
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluate import mteb_scores, parse_arguments
-from modernbert_small.evaluation.account import account, account_after_training, format_account
-from modernbert_small.evaluation.metrics import ndcg_at_10, similarities, truncated
+from modernbert_small.evaluation.account import account, account_after_training
+from modernbert_small.evaluation.comparison import compare
+from modernbert_small.evaluation.embedder import Embedder
+from modernbert_small.evaluation.metrics import mean_difference_interval, ndcg_at_10, similarities, truncated
 from modernbert_small.evaluation.searches import sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
 from modernbert_small.evaluation.systems import project, split_projection, student_scores, teacher_scores
+from modernbert_small.evaluation.tables import format_account
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
 
@@ -82,8 +86,15 @@ def test_a_reduced_teacher_comes_apart(models):
     assert split_projection(reduced, is_reduced=False) == (reduced, None)
 
 
-def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
-    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
+def test_vectors_are_float32_where_the_hardware_has_bf16(models, monkeypatch):
+    """They are those that users get, who load the folder and encode."""
+    monkeypatch.setattr(devices, "has_bf16", lambda device: True)
+    whole, _, retrieval, _ = models
+    texts = list(retrieval.corpus.values())
+    np.testing.assert_allclose(Embedder(whole)(texts, "document", ""), unit_vectors(whole.encode(texts)), atol=1e-6)
+
+
+def test_a_student_that_is_the_teacher_keeps_everything(models):
     _, reduced, retrieval, pairs = models
     record = account(reduced, reduced, True, [retrieval], [pairs])
     rows = {row["system"]: row for row in record["retrieval"]}
@@ -98,11 +109,94 @@ def test_a_student_that_is_the_teacher_keeps_everything(models, monkeypatch):
     assert record["grid"]["16"]["float32"] == retention(record)
     assert record["grid"]["8"]["float32"] == rows["student, 8 values"]["retention"]
     assert record["grid"]["16"]["binary"] == rows["student, binary"]["retention"]
-    for search in record["searches"]:
-        assert search["results"]["teacher"] == search["results"]["student"]
     text = format_account(record)
     assert "| student, binary |" in text
     assert "| Spearman | pairs |" in text
+    assert "| kept (95 %, 2 queries) |" in text
+    means = [rows[name]["mean"] for name in ("student", "teacher")]
+    assert f"for the student, the ratio of the means is {100 * means[0] / means[1]:.1f} %." in text
+    assert f"| {record['machine']} | parameters |" in text
+
+
+def test_both_sides_of_the_searches_are_the_teacher_as_it_is_and_the_student(models):
+    whole, _, retrieval, _ = models
+    record = account(whole, whole, False, [retrieval])
+    for search in record["searches"]:
+        assert search["results"]["teacher"] == search["results"]["student"]
+    assert record["outcomes"] == {"better": 0, "worse": 0, "equal": 2}
+    assert record["cosines"]["teacher"] == record["cosines"]["student"]
+    queries, documents = (unit_vectors(whole.encode(list(t.values()))) for t in (retrieval.queries, retrieval.corpus))
+    of_relevant = [queries[0] @ documents[1], (queries[1] @ documents[20] + queries[1] @ documents[21]) / 2]
+    assert record["cosines"]["teacher"]["relevant"] == pytest.approx(np.mean(of_relevant), abs=6e-4)
+    assert record["cosines"]["teacher"]["all"] == pytest.approx((queries @ documents.T).mean(), abs=6e-4)
+
+
+def test_wins_and_losses_of_a_student(models):
+    """A student that embeds each query as its relevant document wins where the teacher does not find it first."""
+    whole, _, retrieval, _ = models
+    answers = {"cat dog": retrieval.corpus["d1"], "water": retrieval.corpus["d20"]}
+    teacher = account(None, whole, False, [retrieval])["retrieval"][0]
+    assert 0 < teacher["mean"] < 1
+
+    class Knowing(SentenceTransformer):
+        def encode_query(self, sentences, **kwargs):
+            return super().encode([answers[text] for text in sentences], **kwargs)
+
+    outcomes = account(Knowing(modules=list(whole), device="cpu"), whole, False, [retrieval])["outcomes"]
+    assert outcomes["better"] >= 1
+    assert outcomes["worse"] == 0
+    assert sum(outcomes.values()) == 2
+
+
+def test_several_students_under_their_names(models):
+    whole, reduced, retrieval, pairs = models
+    record = compare({"a/first": whole, "b/second": reduced}, whole, False, [retrieval], [pairs], "--datasets")
+    alone = account(reduced, whole, False, [retrieval], [pairs])
+    rows = {row["system"]: row for row in record["retrieval"]}
+    assert list(rows) == ["teacher", "a/first", "b/second"]
+    of_student = next(row for row in alone["retrieval"] if row["system"] == "student")
+    assert rows["b/second"] == of_student | {"system": "b/second"}
+    (difference,) = record["differences"]
+    assert (difference["first"], difference["second"]) == ("a/first", "b/second")
+    assert difference["difference"] == pytest.approx(rows["a/first"]["mean"] - rows["b/second"]["mean"], abs=1e-3)
+    assert [row["system"] for row in record["pairs"]] == ["teacher", "a/first", "b/second"]
+    assert list(record["cost"]) == ["teacher", "a/first", "b/second"]
+    text = format_account(record)
+    assert "| a/first minus b/second | " in text
+    assert "ratio of the means" not in text
+    with pytest.raises(UserError, match="nDCG@10 is 0"):
+        compare({"a": whole, "b": whole}, whole, False, [without_answers(retrieval, whole)], [], "--datasets")
+
+
+def test_the_interval_of_a_difference_is_the_bootstraps():
+    """Against resampling written as loops, with the same draws; and of equal systems it is nothing at all."""
+    rng = np.random.default_rng(5)
+    sets = [(rng.random(7), rng.random(7)), (rng.random(4), rng.random(4))]
+    draws, means = np.random.default_rng(0), np.zeros(2000)
+    for a, b in sets:
+        for sample, drawn in enumerate(draws.integers(0, len(a), (2000, len(a)))):
+            means[sample] += sum(a[i] - b[i] for i in drawn) / len(a) / 2
+    assert mean_difference_interval(sets) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    assert mean_difference_interval([(a, a) for a, _ in sets]) == (0, 0)
+
+
+@pytest.mark.parametrize("students", [["a", "a"], ["a", "teacher"]])
+def test_students_without_names_of_their_own_are_refused(students, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *students, "some/teacher"])
+    with pytest.raises(UserError, match=r"expected different names, none of them teacher; .* such as \./ before it"):
+        parse_arguments()
+
+
+def test_the_last_model_is_the_teacher(models, monkeypatch, tmp_path, capsys):
+    from test_retrieval import write_set
+
+    whole, reduced, _, _ = models
+    write_set(tmp_path / "set")
+    monkeypatch.setattr(evaluate, "load_sentence_transformer", lambda _, name, **__: {"w": whole}.get(name, reduced))
+    flags = ["a", "b", "w", "--datasets", str(tmp_path / "set")]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *flags])
+    evaluate.main()
+    assert "| a minus b | +0.000 | +0.000 to +0.000 |" in capsys.readouterr().out
 
 
 def test_only_vectors_of_one_width_are_mixed():
@@ -124,11 +218,15 @@ def test_searches_by_hand():
     scores = np.tile([[0.1, 0.9, 0.5, 0.2]], (6, 1))
     first, second = sample_searches(dataset, {"student": scores}, [[2]] * 6, 2)
     assert (first["set"], first["query"], second["query"]) == ("Toy", "query 0", "query 3")
-    assert first["results"]["student"] == [
-        {"text": "x" * 160 + "…", "score": 0.9, "relevant": False},
-        {"text": "map", "score": 0.5, "relevant": True},
-        {"text": "land", "score": 0.2, "relevant": False},
+    found = [
+        {"rank": 1, "text": "x" * 160 + "…", "score": 0.9, "relevant": False},
+        {"rank": 2, "text": "map", "score": 0.5, "relevant": True},
+        {"rank": 3, "text": "land", "score": 0.2, "relevant": False},
     ]
+    assert first["results"]["student"] == found
+    missed = sample_searches(dataset, {"student": scores}, [[0]] * 6, 1)[0]["results"]["student"]
+    last = {"rank": 4, "text": "a cat sat", "score": 0.1, "relevant": True}
+    assert missed == [*({**one, "relevant": False} for one in found), last]
     assert sample_searches(dataset, {"student": scores}, [[2]] * 6, 0) == []
     assert len(sample_searches(dataset, {"student": scores}, [[2]] * 6, 99)) == 6
 

@@ -14,6 +14,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def queries(number: int) -> str:
+    """A number of queries, such as `1,400 queries`."""
+    return f"{count(number)} {'query' if number == 1 else 'queries'}"
+
+
 def short(number: float) -> str:
     """The first three digits of a large number, such as `5.37 M`."""
     size, unit = next((step for step in _SIZES if number >= step[0]), (1, ""))

@@ -11,7 +11,7 @@ from typing import Any
 
 from modernbert_small.evaluation.metrics import perplexity
 from modernbert_small.evaluation.systems import STUDENT, TEACHER
-from modernbert_small.reporting.formats import count, percent, short
+from modernbert_small.reporting.formats import count, percent, queries, short
 from modernbert_small.reporting.page import (
     Figure,
     Paragraph,
@@ -260,10 +260,10 @@ def retrieval_tables(caption: str, account: Record) -> list[Table | None]:
         account: its `retrieval` holds, for each system, `system`, `scores` by set, their `mean`, `retention` (the share
             of the teacher's that is kept) and its 95 % `interval`; its `queries` are numbers by set.
     """
-    rows, queries = account.get("retrieval", []), account.get("queries", {})
+    rows, numbers = account.get("retrieval", []), account.get("queries", {})
     steps = [row for row in rows if not is_smaller(row["system"])]
     by_set = [
-        [name, count(queries[name]) if name in queries else "", *(f"{row['scores'][name]:.3f}" for row in steps)]
+        [name, count(numbers[name]) if name in numbers else "", *(f"{row['scores'][name]:.3f}" for row in steps)]
         for name in (rows[0]["scores"] if rows else ())
     ]
     return [
@@ -300,8 +300,8 @@ def interval(row: Record) -> str:
 
 def interval_note(account: Record) -> str:
     """What the intervals of an account rest on."""
-    queries = count(sum(account.get("queries", {}).values()))
-    return f"The intervals come from a paired bootstrap over {queries} queries, which are drawn again and again."
+    number = sum(account.get("queries", {}).values())
+    return f"The intervals come from a paired bootstrap over {queries(number)}, which are drawn again and again."
 
 
 def _curves(

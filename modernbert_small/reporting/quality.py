@@ -7,7 +7,7 @@ from typing import Any
 
 from modernbert_small.evaluation.metrics import PRECISIONS, RESCORED
 from modernbert_small.evaluation.systems import PROJECTED, STUDENT, TEACHER
-from modernbert_small.reporting.formats import count, percent, short
+from modernbert_small.reporting.formats import count, percent, queries, short
 from modernbert_small.reporting.page import (
     HeatMap,
     Paragraph,
@@ -45,7 +45,7 @@ def headline(records: Mapping[str, Record]) -> Section:
     students = [row for row in account.get("retrieval", ()) if row["system"] == STUDENT]
     cost = account.get("cost", {}).get(STUDENT, {})
     ratios = {name: f"{value / account['cost'][TEACHER][name]:.2g} × the teacher’s" for name, value in cost.items()}
-    queries = count(sum(account.get("queries", {}).values()))
+    number = sum(account.get("queries", {}).values())
     missing = "; ".join(title for phase, title in PHASES.items() if phase not in records)
     return section(
         Paragraph(_description(records)),
@@ -57,7 +57,7 @@ def headline(records: Mapping[str, Record]) -> Section:
         *verdict(records),
         tiles(
             *(
-                ("nDCG@10 kept", row["retention"], percent, f"of the teacher’s ({interval(row)}, {queries} queries)")
+                ("nDCG@10 kept", row["retention"], percent, f"of the teacher’s ({interval(row)}, {queries(number)})")
                 for row in students
             ),
             ("Cosine to the teacher", final.get("heldout_similarity"), "{:.3f}".format, "mean over held-out texts"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modernbert_small.evaluation.systems import MIXED, PROJECTED, STUDENT, TEACHER
-from modernbert_small.reporting.formats import count, percent
+from modernbert_small.reporting.formats import count, percent, queries
 from modernbert_small.reporting.page import Paragraph, Section, Steps, section
 from modernbert_small.reporting.paths import without_paths
 
@@ -86,7 +86,7 @@ def _how_good(account: Record, rows: Rows) -> str:
     )
     if outcomes := account.get("outcomes"):
         text += (
-            f" For {count(outcomes['equal'])} of {count(sum(outcomes.values()))} queries both do equally well, for "
+            f" For {count(outcomes['equal'])} of {queries(sum(outcomes.values()))} both do equally well, for "
             f"{count(outcomes['better'])} the student does better, for {count(outcomes['worse'])} worse."
         )
     return text
@@ -95,17 +95,14 @@ def _how_good(account: Record, rows: Rows) -> str:
 def _how_sure(account: Record, student: Record) -> str:
     """The interval, what it rests on, and what it is too wide for."""
     low, high = student["interval"]
-    queries = sum(account.get("queries", {}).values())
-    text = (
-        f"The 95 % interval of what is kept goes from {percent(low)} to {percent(high)}; it rests on {count(queries)} "
-        f"{'query' if queries == 1 else 'queries'}."
-    )
+    number = sum(account.get("queries", {}).values())
+    text = f"The 95 % interval of what is kept is {percent(low)} to {percent(high)}; it rests on {queries(number)}."
     if high - low <= WIDE:
         return text
-    needed = round(queries * ((high - low) / _NARROW) ** 2, -2)
+    needed = round(number * ((high - low) / _NARROW) ** 2, -2)
     return (
-        f"{text} That is too few to tell {100 * low:.0f} from {100 * high:.0f} %; some {count(needed)} would narrow the "
-        f"interval to {100 * _NARROW:.0f} % of the teacher’s."
+        f"{text} That is too few to tell {100 * low:.0f} from {100 * high:.0f} %; some {count(needed)} would narrow "
+        f"the interval to {100 * _NARROW:.0f} % of the teacher’s."
     )
 
 
