@@ -74,7 +74,7 @@ def test_the_command(model, texts, monkeypatch, capsys):
 def test_without_a_query_the_page_is_named(texts, monkeypatch, words):
     monkeypatch.chdir(texts.parent)
     monkeypatch.setattr(sys, "argv", ["search", *words])
-    with pytest.raises(UserError, match="found no query after the paths.*expected one, in quotes, or --page"):
+    with pytest.raises(UserError, match=r"found no query after the paths.*expected one, in quotes, or --page"):
         parse_arguments()
 
 
