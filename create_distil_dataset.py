@@ -22,6 +22,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from modernbert_small.evaluation.account import account
+from modernbert_small.evaluation.embedder import KnownVectors, save_vectors
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
@@ -175,10 +176,19 @@ def reduce_if_wider(
 
 
 def measure_ceiling(
-    reduced: SentenceTransformer, args: DistilDatasetArguments, sets: tuple[list[RetrievalSet], list[PairSet]]
+    reduced: SentenceTransformer,
+    args: DistilDatasetArguments,
+    sets: tuple[list[RetrievalSet], list[PairSet]],
+    folder: Path,
 ) -> dict[str, Any]:
-    """What the projection costs on the evaluation sets. No student can be expected to do better."""
-    ceiling = account(None, reduced, is_reduced_teacher(args.teacher_output_dir), *sets, flag="--eval_datasets")
+    """What the projection costs on the evaluation sets; the teacher's vectors of them are kept for phase 5.
+
+    No student can be expected to do better.
+    """
+    is_reduced, vectors = is_reduced_teacher(args.teacher_output_dir), KnownVectors()
+    ceiling = account(None, reduced, is_reduced, *sets, flag="--eval_datasets", teacher_vectors=vectors)
+    if vectors:
+        save_vectors(folder, vectors)
     print(format_account(ceiling))
     return ceiling
 
@@ -221,7 +231,7 @@ def main() -> None:
 
     sample_file = run.folder / SAMPLE_FILE
     reduced = make_or_load_reduced_teacher(teacher, args, inputs, sample_file)
-    ceiling = measure_ceiling(reduced, args, sets) if rank() == 0 else {}
+    ceiling = measure_ceiling(reduced, args, sets, run.folder) if rank() == 0 else {}
     labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
     not_sampled = Sample.none(args.embedding_dim)  # the sample is of the training split
     label_split(args.train_file, "validation", labeller, not_sampled, run.folder)

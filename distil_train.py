@@ -29,6 +29,7 @@ from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation.account import account_after_training
+from modernbert_small.evaluation.embedder import load_vectors
 from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
@@ -250,7 +251,8 @@ def main() -> None:
     is_reduced = is_reduced_teacher(args.teacher_name_or_path)
     again = ["python", "-m", "modernbert_small.evaluate", output_dir, args.teacher_name_or_path, "--datasets"]
     again += args.eval_datasets
-    comparison = account_after_training(student, teacher, is_reduced, *sets, shlex.join(again))
+    known = load_vectors(args.train_file, run.record["inputs"]["teacher"].get("hash"))
+    comparison = account_after_training(student, teacher, is_reduced, *sets, shlex.join(again), known)
     measurements |= {"account": comparison, "reported_texts_in_training": overlap}
     write_model_card(run.folder, args, measurements, student.get_embedding_dimension())
     run.finish(measurements)

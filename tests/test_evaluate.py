@@ -19,7 +19,7 @@ from modernbert_small.algebra import unit_vectors
 from modernbert_small.evaluate import mteb_scores, parse_arguments
 from modernbert_small.evaluation.account import account, account_after_training
 from modernbert_small.evaluation.comparison import compare
-from modernbert_small.evaluation.embedder import Embedder
+from modernbert_small.evaluation.embedder import Embedder, load_vectors, save_vectors
 from modernbert_small.evaluation.metrics import mean_difference_interval, ndcg_at_10, similarities, truncated
 from modernbert_small.evaluation.searches import sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -92,6 +92,26 @@ def test_vectors_are_float32_where_the_hardware_has_bf16(models, monkeypatch):
     whole, _, retrieval, _ = models
     texts = list(retrieval.corpus.values())
     np.testing.assert_allclose(Embedder(whole)(texts, "document", ""), unit_vectors(whole.encode(texts)), atol=1e-6)
+
+
+def test_vectors_that_are_kept_are_not_computed_again(models, tmp_path):
+    """Phase 4's of a teacher serve phase 5, but not those of another teacher or of other texts."""
+    whole, reduced, retrieval, pairs = models
+    vectors = {}
+    first = account(None, reduced, True, [retrieval], [pairs], teacher_vectors=vectors)
+    save_vectors(tmp_path, vectors)
+    (tmp_path / "run.json").write_text('{"reduced_teacher": "abc"}')
+    assert load_vectors(str(tmp_path), "another") == load_vectors(str(tmp_path / "nowhere"), None) == {}
+    known = load_vectors(str(tmp_path), "abc")
+
+    asked = []
+    whole.encode_document = lambda texts, **kwargs: asked.append(len(texts)) or whole.encode(texts, **kwargs)
+    again = account(reduced, whole, False, [retrieval], [pairs], teacher_vectors=known)
+    assert again["retrieval"][0] == first["retrieval"][0]
+    assert asked == [len(retrieval.corpus)]  # for the speed
+    other = RetrievalSet("Other", retrieval.queries, retrieval.corpus | {"d9": "other"}, retrieval.relevant)
+    account(None, whole, False, [other], teacher_vectors=known)
+    assert asked == [len(retrieval.corpus)] * 3
 
 
 def test_a_student_that_is_the_teacher_keeps_everything(models):

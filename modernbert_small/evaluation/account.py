@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.embedder import Embedder, Vectors, machine
+from modernbert_small.evaluation.embedder import (
+    LATENCY_QUERIES,
+    SPEED_TEXTS,
+    Embedder,
+    KnownVectors,
+    Vectors,
+    machine,
+)
 from modernbert_small.evaluation.metrics import FloatArray, Gains, mean_ratio_interval, ndcg_at_10, store_scores
 from modernbert_small.evaluation.searches import Search, sample_searches
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -64,6 +71,7 @@ def account(
     retrieval_sets: Sequence[RetrievalSet],
     pair_sets: Sequence[PairSet] = (),
     flag: str | None = None,
+    teacher_vectors: KnownVectors | None = None,
 ) -> dict[str, Any]:
     """Measure every step from the teacher to the student on the same sets.
 
@@ -75,6 +83,7 @@ def account(
         pair_sets: sets for Spearman's correlation.
         flag: the flag that names the sets. With it, a set on which the teacher finds nothing is refused; without it,
             such a set is left out with a warning, so that a finished training is not lost.
+        teacher_vectors: the teacher's vectors before the projection, as far as they are known; new ones are added.
 
     Returns:
         retrieval: a row per system with `scores` by set, their `mean`, and `retention` with its 95 % `interval`, the
@@ -93,7 +102,7 @@ def account(
         UserError: the teacher finds nothing on a set, and `flag` is given.
     """
     whole, projection = split_projection(teacher, is_reduced)
-    embedders = {TEACHER: Embedder(whole)}
+    embedders = {TEACHER: Embedder(whole, teacher_vectors)}
     if student is not None:
         embedders[STUDENT] = Embedder(student)
     retrieval = _retrieval(embedders, projection, retrieval_sets, flag)
@@ -107,12 +116,13 @@ def account(
 
 
 def costs(embedders: Mapping[str, Embedder], retrieval_sets: Sequence[RetrievalSet]) -> dict[str, Any]:
-    """The parts `cost` and `machine` of an account, after these sets were embedded; empty without any."""
-    queries = [text for dataset in retrieval_sets for text in dataset.queries.values()]
-    if not queries:
+    """The parts `cost` and `machine` of an account, measured on the first texts of the first set; empty without any."""
+    if not retrieval_sets:
         return {"cost": {}, "machine": ""}
+    queries = list(retrieval_sets[0].queries.values())[:LATENCY_QUERIES]
+    documents = list(retrieval_sets[0].corpus.values())[:SPEED_TEXTS]
     return {
-        "cost": {name: embed.cost(queries) for name, embed in embedders.items()},
+        "cost": {name: embed.cost(queries, documents) for name, embed in embedders.items()},
         "machine": machine(embedders[TEACHER].model.device),
     }
 
@@ -275,6 +285,7 @@ def account_after_training(
     retrieval_sets: Sequence[RetrievalSet],
     pair_sets: Sequence[PairSet],
     again: str,
+    teacher_vectors: KnownVectors | None = None,
 ) -> dict[str, Any]:
     """The same as `account`, but an error is logged and not raised, so that a finished training is not lost.
 
@@ -285,12 +296,13 @@ def account_after_training(
         retrieval_sets: see `account`.
         pair_sets: see `account`.
         again: the command that makes the comparison again, for the log.
+        teacher_vectors: see `account`.
 
     Returns:
         The account. If it cannot be made, its parts are empty, and `failed` says why.
     """
     try:
-        record = account(student, teacher, is_reduced, retrieval_sets, pair_sets)
+        record = account(student, teacher, is_reduced, retrieval_sets, pair_sets, teacher_vectors=teacher_vectors)
         json.dumps(record, allow_nan=False)  # run.json could not hold a number that is not finite
     except Exception as error:  # whatever it is, the model is finished without it
         reason = " ".join(f"{type(error).__name__}: {error}".split())

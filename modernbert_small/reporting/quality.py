@@ -207,8 +207,8 @@ def size_and_speed(account: Record) -> Section:
         speed = [count(values["texts_per_second"]), f"{values['query_milliseconds']:.1f}"]
         rows.append([model.capitalize(), *size, *speed])
     caption = (
-        f"Cost in float32{_on_machine(account)}; texts per second of the whole evaluation, and the median time of "
-        "queries that are embedded one by one"
+        f"Cost in float32{_on_machine(account)}; texts per second of the first documents of the first set, in batches "
+        "of 32, and the median time of queries that are embedded one by one"
     )
     return section(table(caption, ["Model", "Parameters", "MB", "Texts per second", "Milliseconds per query"], rows))
 
