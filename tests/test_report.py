@@ -222,11 +222,15 @@ def test_in_a_browser(model, tmp_path):
     shots = ROOT / "screenshots"
     shots.mkdir(exist_ok=True)
     with Browser(CHROMIUM, tmp_path / "profile") as browser:
-        for width in (390, 1280):
-            for scheme in ("light", "dark"):
-                visit = browser.visit(url, width, scheme)
-                (shots / f"report-{width}-{scheme}.png").write_bytes(visit.png)
-                assert (visit.complaints, visit.requests, visit.width) == ([], [url], width)
+        for width, scheme, media in (
+            (390, "light", "screen"),
+            (768, "dark", "screen"),
+            (1280, "light", "screen"),
+            (717, "light", "print"),  # what is left of A4's width
+        ):
+            visit = browser.visit(url, width, scheme, media)
+            (shots / f"report-{width}-{scheme}.png").write_bytes(visit.png)
+            assert (visit.complaints, visit.requests, visit.width) == ([], [url], width)
         visit = browser.visit(bad.as_uri(), 390)  # the checks see what they are for
         assert any("no" in complaint for complaint in visit.complaints)
         assert "https://example.org/x.png" in visit.requests

@@ -98,7 +98,7 @@ class Embedder:
 
 def _key(texts: Sequence[str], kind: str) -> str:
     """A hash of texts and their kind."""
-    digest = xxhash.xxh3_128(kind)
+    digest = xxhash.xxh3_128(kind.encode())
     for text in texts:
         digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
     return digest.hexdigest()

@@ -295,7 +295,7 @@ def is_smaller(system: str) -> bool:
 def interval(row: Record) -> str:
     """The 95 % interval of the share that a row's system keeps of the teacher's nDCG@10."""
     low, high = row["interval"]
-    return f"{100 * low:.1f} – {percent(high)}"
+    return f"{100 * low:.1f}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{percent(high)}"
 
 
 def interval_note(account: Record) -> str:
@@ -329,7 +329,7 @@ def _drawn(
     shown = [one for one in series if len(one.x) > 2]
     if not shown:
         return None
-    words = f"{note} {described(shown, shares).capitalize()}.".strip()
+    words = f"{note} {described(shown, shares)}.".strip()
     return figure(lines(name, shown, x_label, y_label, shares, ticks), title, words)
 
 

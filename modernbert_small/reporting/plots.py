@@ -110,14 +110,15 @@ def _percent(share: float, _: float) -> str:
 
 
 def described(series: Sequence[Series], shares: bool = False) -> str:
-    """Where lines begin and end, in words, such as `student: 0.31 to 0.49`.
+    """Where lines begin and end, in words, such as `Student: 0.31 to 0.49`.
 
     Args:
         series: lines of at least one point each.
         shares: whether y is a share, given in per cent.
     """
     form = percent if shares else "{:.3g}".format
-    return "; ".join(f"{one.label}: {form(one.y[0])} to {form(one.y[-1])}" for one in series)
+    words = "; ".join(f"{one.label}: {form(one.y[0])} to {form(one.y[-1])}" for one in series)
+    return words[0].upper() + words[1:]
 
 
 def lines(
