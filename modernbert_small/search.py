@@ -77,7 +77,7 @@ class Index:
 
 
 def read_passages(paths: Sequence[str], model: SentenceTransformer) -> list[Passage]:
-    """The documents of files and folders, split where they are longer than the model reads.
+    """The documents of files and folders, each once, split where they are longer than the model reads.
 
     Raises:
         UserError: a path does not exist, cannot be read, or all texts are empty.
@@ -95,7 +95,7 @@ def read_passages(paths: Sequence[str], model: SentenceTransformer) -> list[Pass
             passages += [Passage(file, chunk) for of_text in chunks for chunk in of_text]
     if not passages:
         raise UserError(f"{', '.join(paths)}: found no text to search")
-    return passages
+    return list(dict.fromkeys(passages))
 
 
 def page(name: str, index: Index, query: str) -> str:

@@ -1,5 +1,6 @@
 """The model card as the hub reads it back, and what it says of where a model came from."""
 
+import ast
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from records import edit, fixture, write_records
 
-from modernbert_small.reporting.card import write_model_card, write_teacher_card
+from modernbert_small.reporting.card import metadata, model_licence, write_model_card, write_teacher_card
 
 
 def come_from_the_hub(corpus):
@@ -109,3 +110,64 @@ def test_the_card_of_a_teacher_that_needed_no_projection_shows_no_private_path(t
     assert "This model is models/own, with vectors of 16 dimensions and unit length. It was" in card.text
     assert "somebody" not in card.text
     assert "rojection" not in card.text
+
+
+def code(text):
+    """The first program of a card."""
+    return text.split("```python\n")[1].split("```")[0]
+
+
+def test_the_example_is_a_search_of_the_models_own(args, tmp_path, record):
+    query = 'what\'s ```this``` "quoted"\\?'
+    found = [{"rank": 1, "text": "wrong", "score": 0.5, "relevant": False}]
+    of_student = [*found, {"rank": 9, "text": "right", "score": 0.1, "relevant": True}]
+    nothing_wrong = {"query": "skipped", "results": {"student": of_student[1:]}}
+    searches = [nothing_wrong, {"query": query, "results": {"student": of_student}}]
+    record["account"]["searches"] = searches
+    write_model_card(tmp_path, args, record, width=16)
+    program = ast.parse(code((tmp_path / "README.md").read_text()))
+    assert {query, "right", "wrong"} < {node.value for node in ast.walk(program) if isinstance(node, ast.Constant)}
+    record["account"]["searches"] = []
+    write_model_card(tmp_path, args, record, width=16)
+    assert "How does photosynthesis work?" in code((tmp_path / "README.md").read_text())
+
+
+def test_the_teachers_documents_are_recommended_only_where_they_win(args, tmp_path, record):
+    write_model_card(tmp_path, args, record, width=16)
+    assert "teacher.encode_document" not in (tmp_path / "README.md").read_text()
+    for row in record["account"]["retrieval"]:
+        row["retention"] = {"student": 0.8, "student's queries, teacher's documents": 0.9}.get(row["system"], 1)
+    write_model_card(tmp_path, args, record, width=16)
+    text = (tmp_path / "README.md").read_text()
+    assert "teacher.encode_document(texts)" in text
+    assert "90.0 % of the teacher's nDCG@10 are kept instead of\n80.0 %" in text
+
+
+def test_a_card_has_the_name_that_was_given_and_no_path_of_an_error(args, tmp_path, record):
+    args.model_name = "My model"
+    record["account"] = {**record["account"], "retrieval": [], "failed": "OSError: /home/somebody/a/b/set is gone"}
+    write_model_card(tmp_path, args, record, width=16)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.model_name == "My model"
+    assert "\n# My model\n" in card.text
+    assert "failed: OSError: b/set is gone" in card.text
+
+
+def test_licences_of_models_and_the_language_where_they_are_known(args, tmp_path, record):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
+    edit("checkpoints/init", lambda init: init["inputs"].update(teacher={"hub_id": "answerdotai/ModernBERT-base"}))
+    edit("data/distil", lambda labels: labels["inputs"].update(teacher={"path": str(own), "hash": "0"}))
+    write_model_card(tmp_path, args, record, width=16)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "| answerdotai/ModernBERT-base | first weights | apache-2.0 |" in card.text
+    assert "| own | teacher | mit |" in card.text
+    assert card.data.language is None  # of a local source it is not known
+    (own / "README.md").write_text("no card")
+    assert model_licence({"path": str(own)}) is None
+    assert model_licence({"hub_id": "some/other"}) is None
+    corpus = {"by_source": [{"source": "npr", "rows": 1}], "inputs": {"npr": {"hub_id": "sentence-transformers/npr"}}}
+    nothing = {"retrieval": [], "pairs": []}
+    assert metadata("small", nothing, {}, [corpus]).language == "en"
+    assert metadata("small", nothing, {}, []).language is None

@@ -33,10 +33,10 @@ def texts(tmp_path):
 
 def test_passages_are_documents_split_where_the_model_ends(model, texts):
     passages = read_passages([str(texts), str(texts / "pairs.csv")], model)
-    assert passages[-2:] == [Passage(str(texts / "pairs.csv"), "<b>An answer</b>")] * 2
-    parts = [text for file, text in passages[:-2] if file == str(texts / "long.txt")]
-    assert len(parts) == len(passages) - 2 > 1
-    assert " ".join(parts).split() == " ".join(SENTENCES * 3).split()
+    assert passages[-1] == Passage(str(texts / "pairs.csv"), "<b>An answer</b>")
+    parts = [text for file, text in passages[:-1] if file == str(texts / "long.txt")]
+    assert len(parts) == len(passages) - 1 > 1
+    assert {" ".join(part.split()) for part in parts} > set(SENTENCES[:1])
     assert all(len(model.tokenizer(text)["input_ids"]) <= model.max_seq_length for text in parts)
 
 
