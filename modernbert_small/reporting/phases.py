@@ -153,12 +153,7 @@ def pre_training(record: Record) -> Section:
     return section(
         tiles(
             ("Held-out loss", loss, "{:.3f}".format, "nats per masked token"),
-            (
-                "Held-out perplexity",
-                loss and perplexity(loss),
-                short,
-                "like a guess among so many tokens",
-            ),
+            ("Held-out perplexity", loss and perplexity(loss), short, "like a guess among so many tokens"),
             *_training_tiles(record),
         ),
         figures(
