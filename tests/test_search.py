@@ -64,7 +64,7 @@ def test_the_command(model, texts, monkeypatch, capsys):
     (texts / "red.txt").write_text("a \x9b31mred text")  # which the reading cleans; its file's name stays
     (texts / "red.txt").rename(texts / "re\x1bd.txt")
     monkeypatch.setattr(search, "load_sentence_transformer", lambda *_: model)
-    monkeypatch.setattr(sys, "argv", ["search", "model", str(texts), "a red text"])
+    monkeypatch.setattr(sys, "argv", ["search", "model", str(texts), "a 31mred text"])
     search.main()
     first, text, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(" 1  ")

@@ -234,7 +234,7 @@ def distillation(record: Record) -> Section:
     similarity = {"eval_similarity": ("held out", "student")}
     return section(
         tiles(
-            ("Held-out cosine", record.get("heldout_similarity"), "{:.4f}".format, "to the teacher’s vectors"),
+            ("Held-out cosine", record.get("heldout_similarity"), "{:.4f}".format, "in the precision of the training"),
             ("Cosine before training", start.get("after"), "{:.3f}".format, before),
             *_training_tiles(record),
         ),
