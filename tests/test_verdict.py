@@ -22,7 +22,7 @@ def account(kept=0.92, interval=(0.9, 0.94), ceiling=0.99, mixed=0.91, queries=7
         for system, share in shares.items()
         if share is not None
     ]
-    return {"retrieval": rows, "queries": {"A": queries - 50, "B": 50}}
+    return {"retrieval": rows, "queries": {"A": queries - 1, "B": 1}}
 
 
 def records(of_account, texts=500_000, cosines=(0.80, 0.85, 0.86, 0.861), kinds=("query", "document"), longest=128):
@@ -58,6 +58,9 @@ def test_too_few_queries_to_tell():
     said, steps = words(verdict(records(account(0.83, (0.75, 0.9), queries=60))))
     assert "interval of what is kept is 75.0 % to 90.0 %; it rests on 60 queries." in said
     assert "too few to tell 75 from 90 %; some 500 would narrow" in said  # 60 * (15 / 5) ** 2 = 540
+    assert steps[0].startswith("Measure with more queries")
+    said, steps = words(verdict(records(account(1.0, (1.0, 1.0), queries=2))))  # of one kind each, so no spread at all
+    assert "it rests on 2 queries. That is too few for any judgement" in said
     assert steps[0].startswith("Measure with more queries")
     said, steps = words(verdict(records(account())))
     assert "too few" not in said

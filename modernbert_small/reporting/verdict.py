@@ -16,6 +16,7 @@ Rows = Mapping[str, Mapping[str, Any]]  # of an account's `retrieval`, by system
 _WORDS = ((0.97, "Very good"), (0.9, "Good"), (0.8, "Fair"), (0.0, "Weak"))
 WIDE = 0.1  # an interval of the share kept that is wider tells little
 _NARROW = 0.05  # the width that is proposed instead
+FEW_QUERIES = 30  # of fewer, the bootstrap's interval is too narrow itself; this is a choice
 CEILING = 0.98  # of the projected teacher; with less, wider vectors come first
 SMALL_LOSS = 0.02  # of the distillation; with less, nothing needs to be done
 MANY_TEXTS = 100_000
@@ -97,6 +98,8 @@ def _how_sure(account: Record, student: Record) -> str:
     low, high = student["interval"]
     number = sum(account.get("queries", {}).values())
     text = f"The 95 % interval of what is kept is {percent(low)} to {percent(high)}; it rests on {queries(number)}."
+    if number < FEW_QUERIES:
+        return f"{text} That is too few for any judgement: use fifty at least."
     if high - low <= WIDE:
         return text
     needed = round(number * ((high - low) / _NARROW) ** 2, -2)
@@ -131,7 +134,7 @@ def _steps(records: Mapping[str, Record], rows: Rows) -> Iterator[str]:
     student = rows[STUDENT]
     kept, (low, high) = student["retention"], student["interval"]
     ceiling = rows[PROJECTED]["retention"] if PROJECTED in rows else 1.0
-    if high - low > WIDE:
+    if high - low > WIDE or sum(final["account"].get("queries", {}).values()) < FEW_QUERIES:
         yield "Measure with more queries of your own before you change anything on the strength of these figures."
     if mixed_is_better(final["account"]):
         yield (
