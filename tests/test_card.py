@@ -114,7 +114,7 @@ def test_the_card_of_a_teacher_that_needed_no_projection_shows_no_private_path(t
 
 def code(text):
     """The first program of a card."""
-    return text.split("```python\n")[1].split("```")[0]
+    return text.split("```python\n")[1].split("\n```\n")[0]
 
 
 def test_the_example_is_a_search_of_the_models_own(args, tmp_path, record):
