@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 HITS = 10  # passages shown
 _CHARACTERS = {"terminal": 160, "page": 600}  # shown of a passage
+_LOOPBACK = "127.0.0.1"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'"
 
 
@@ -118,7 +119,7 @@ def server(name: str, index: Index) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             """Send the page; other paths, and other sites' names for this machine, get an error."""
             address = urlsplit(self.path)
-            if address.path != "/" or self.headers.get("Host") != "{}:{}".format(*self.server.server_address):
+            if address.path != "/" or self.headers.get("Host") != host:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             query = parse_qs(address.query).get("q", [""])[0].strip()
@@ -133,7 +134,9 @@ def server(name: str, index: Index) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Keep the terminal quiet."""
 
-    return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    pages = ThreadingHTTPServer((_LOOPBACK, 0), Handler)
+    host = f"{_LOOPBACK}:{pages.server_port}"
+    return pages
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -165,7 +168,7 @@ def main() -> None:
     logger.info("%d passages", len(index.passages))
     if args.query is None:
         with server(Path(args.model).name, index) as pages:
-            print("http://{}:{}".format(*pages.server_address), flush=True)
+            print(f"http://{_LOOPBACK}:{pages.server_port}", flush=True)
             pages.serve_forever()
     for rank, (score, passage) in enumerate(index.search(args.query), 1):
         print(printable(f"{rank:2d}  {score:.2f}  {passage.file}"))
