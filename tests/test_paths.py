@@ -71,6 +71,7 @@ def test_the_report_and_the_card_show_no_private_path(work, tmp_path, monkeypatc
     model = work / FOLDERS[-1]
     record = json.loads((model / "run.json").read_text())
     assert record["settings"]["train_file"] == f"{work}/data/distil"
+    record["account"]["retrieval"][3]["retention"] = 9  # of the teacher's documents: the card names it
     write_model_card(model, SimpleNamespace(**record["settings"]), record, width=16)
     report, card = write_report(str(model)).read_text(), (model / "README.md").read_text()
     for text in (report, card):
