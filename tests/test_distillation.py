@@ -174,7 +174,7 @@ def phase5(tmp_path, capsys):
 def test_a_failed_evaluation_loses_no_training(phase5, tmp_path, monkeypatch):
     """The model is finished, with an account that says what failed, and can be compared afterwards."""
 
-    def fail(*arguments):
+    def fail(*arguments, **named):
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(account, "account", fail)
@@ -190,7 +190,7 @@ def test_a_failed_evaluation_loses_no_training(phase5, tmp_path, monkeypatch):
 
 
 def test_stopped_while_it_evaluates_phase_5_goes_on_with_what_was_trained(phase5, tmp_path, monkeypatch):
-    def stop(*arguments):
+    def stop(*arguments, **named):
         assert (tmp_path / "out.partial/model.safetensors").exists()
         raise KeyboardInterrupt
 
