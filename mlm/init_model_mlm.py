@@ -1,6 +1,7 @@
 """Phase 2: the small model's first weights, from a large ModernBERT by GUIDE.
 
-In:   a ModernBERT with masked-LM head (--teacher_name_or_path), and phase 1's corpus for the report.
+In:   a ModernBERT (--teacher_name_or_path) with masked-LM head, or with --init all_layers an embedding model;
+      phase 1's corpus for the report, and for --init all_layers.
 Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with the teacher's tokenizer.
 
     python mlm/init_model_mlm.py                                     # ModernBERT-base -> 12 layers x 384
@@ -13,7 +14,7 @@ Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. docs/initialisation.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,14 @@ from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.loading import load_config, load_encoder, load_tokenizer, require_finite
+from modernbert_small.run.loading import (
+    load_config,
+    load_encoder,
+    load_masked_lm,
+    load_tokenizer,
+    pooling_of,
+    require_finite,
+)
 from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
@@ -74,6 +82,13 @@ class InitModelArguments:
             "embeddings alone; random: nothing; all_layers: every layer, fitted on a sample of train_file"
         },
     )
+    mlm_head_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary whose masked-LM "
+            "head the student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
+        },
+    )
     train_file: str = field(
         default="data/corpus",
         metadata={"help": "corpus for all_layers' sample and the report's losses; other --init values work without it"},
@@ -91,6 +106,8 @@ class InitModelArguments:
         ]
         if self.init == "all_layers" and not Path(self.train_file).exists():
             found.append(f"train_file: {self.train_file} does not exist; --init all_layers needs a corpus (phase 1)")
+        if self.mlm_head_name_or_path and self.init != "all_layers":
+            found.append(f"mlm_head_name_or_path: is for --init all_layers alone, found --init {self.init}")
         if self.max_position_embeddings < 8:
             found.append(f"max_position_embeddings: {self.max_position_embeddings}, expected at least 8")
         if not found and self.hidden_size % (2 * self.num_attention_heads):
@@ -150,6 +167,20 @@ def new_student(
     )
 
 
+def load_head_teacher(args: InitModelArguments, teacher: PreTrainedConfig) -> ModernBertForMaskedLM | None:
+    """The model of --mlm_head_name_or_path."""
+    name = args.mlm_head_name_or_path
+    if name is None:
+        return None
+    head_teacher = load_masked_lm("--mlm_head_name_or_path", name)
+    if head_teacher.config.vocab_size != teacher.vocab_size:
+        raise UserError(
+            f"--mlm_head_name_or_path {name}: has {head_teacher.config.vocab_size} tokens, the teacher "
+            f"{teacher.vocab_size}; expected a model of the same vocabulary"
+        )
+    return head_teacher
+
+
 def sample_corpus(
     args: InitModelArguments, tokenizer: PreTrainedTokenizerBase, models: Sequence[PreTrainedModel]
 ) -> list[dict[str, torch.Tensor | int]]:
@@ -165,10 +196,13 @@ def measure(
     args: InitModelArguments,
     tokenizer: PreTrainedTokenizerBase,
     models: dict[str, PreTrainedModel],
-    has_head: bool,
+    with_head: Collection[str],
     transferred: Transferred,
 ) -> dict[str, Any]:
-    """Held-out masked-LM losses, and agreement by layer, on the corpus's validation split, if there is a corpus."""
+    """What the models of `with_head` lose on masked tokens, and agreement by layer, on the corpus's validation split.
+
+    Without a corpus nothing is measured.
+    """
     if not Path(args.train_file).exists():
         logger.info("no corpus at %s: held-out losses and agreement by layer are not measured", args.train_file)
         return {"heldout_mlm_loss": {}, "layers": None}
@@ -177,7 +211,7 @@ def measure(
     losses = {}
     for name, model in models.items():
         model.to(best_device())
-        if name != "teacher" or has_head:
+        if name in with_head:
             losses[name] = round(masked_lm_loss(model, dataset, SAMPLE_TOKENS, args.seed), 4)
     compared = (models["student"], models["teacher"], dataset, SAMPLE_TOKENS // 2, args.seed)
     layers = layer_agreement(*compared, transferred.teacher_layers, transferred.projection)
@@ -203,6 +237,8 @@ def main() -> None:
     """Check the settings, load the teacher, fill a student from it, measure both, write the student."""
     args = parse_settings(InitModelArguments, "init_model_mlm", __doc__)
     inputs = {"teacher": args.teacher_name_or_path}
+    if args.mlm_head_name_or_path:
+        inputs["masked-LM head"] = args.mlm_head_name_or_path
     if Path(args.train_file).exists():
         inputs["corpus"] = args.train_file
     run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite, one_process=True)
@@ -214,22 +250,31 @@ def main() -> None:
     teacher, has_head = load_encoder(*source)
     require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
     init = usable_init(args.init, teacher)
+    from_embedding_model = init == "all_layers" and not has_head
+    pooling = pooling_of(*source[:2]) or "mean" if from_embedding_model else None
+    head_teacher = load_head_teacher(args, teacher_config)
     run.start()
 
     student = new_student(args, teacher_config, tokenizer)
-    batches = sample_corpus(args, tokenizer, (student, teacher)) if init == "all_layers" else ()
-    transferred = transfer(init, student, teacher, batches)
+    read = [model for model in (student, teacher, head_teacher) if model is not None]
+    batches = sample_corpus(args, tokenizer, read) if init == "all_layers" else ()
+    transferred = transfer(init, student, teacher, batches, pooling, head_teacher)
     require_finite(student, "the student")
     models = {"teacher": teacher, "student": student, "random student": new_student(args, teacher_config, tokenizer)}
-    report = {"init_used": init, "transferred": transferred.names, "spectrum": transferred.spectrum}
-    report |= measure(args, tokenizer, models, has_head, transferred)
+    report = {"init_used": init, "transferred": transferred.names, "spectrum": transferred.spectrum, "pooling": pooling}
+    is_masked_lm = not from_embedding_model or head_teacher is not None
+    with_head = ["teacher"] * has_head + ["student", "random student"] * is_masked_lm
+    report |= measure(args, tokenizer, models, with_head, transferred)
     log_report(student, report)
 
     tokenizer.model_max_length = args.max_position_embeddings
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
-    save_encoder(student, tokenizer, run.folder)
-    run.finish({**report, "parameters": student.num_parameters()})
-    logger.info("wrote %s; next: %s", args.output_dir, next_command("mlm/pre_train.py"))
+    saved = student if is_masked_lm else student.base_model
+    save_encoder(saved, tokenizer, run.folder, pooling)
+    run.finish({**report, "parameters": saved.num_parameters()})
+    following = next_command("mlm/pre_train.py" if is_masked_lm else "create_distil_dataset.py")
+    without = "" if is_masked_lm else ", without a masked-LM head, so phase 3 is left out"
+    logger.info("wrote %s%s; next: %s", args.output_dir, without, following)
 
 
 if __name__ == "__main__":

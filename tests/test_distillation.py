@@ -22,7 +22,7 @@ from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import note_if_worse, worse_notice
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.loading import load_mean_pooled
+from modernbert_small.run.loading import load_pooled
 
 D = 16
 N = 50
@@ -42,7 +42,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "has_bf16", lambda device: False)
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
     write_data(tmp_path / "distil", unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)))
-    student = load_mean_pooled("model", str(tmp_path / "mlm"), 64)
+    student = load_pooled("model", str(tmp_path / "mlm"), 64)
     use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"), torch.float32)
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 64)
     return student, DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
@@ -140,7 +140,7 @@ def test_batches_of_equal_lengths_that_alignment_met_are_trained_on(tmp_path, mo
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
     labels = unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))
     write_data(tmp_path / "distil", labels, [f"{i} {SENTENCES[i % 4]}" * 3 for i in range(N)])
-    student = load_mean_pooled("model", str(tmp_path / "mlm"), 16)
+    student = load_pooled("model", str(tmp_path / "mlm"), 16)
     use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"), torch.float32)
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 16)
     assert set(store.lengths.tolist()) == {16}
