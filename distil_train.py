@@ -195,7 +195,10 @@ def distil(
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
     similarity = align(student, train_data, args.tokens_per_batch)
-    logger.info("rotated to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
+    logger.info(
+        "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
+        similarity,
+    )
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run, student[0].auto_model.config)

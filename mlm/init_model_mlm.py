@@ -53,7 +53,7 @@ from modernbert_small.run.settings import parse_settings
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_TOKENS = 32_768  # about a minute of ModernBERT-base on two CPU cores
+SAMPLE_TOKENS = 131_072
 MLM_PROBABILITY = 0.3
 
 
@@ -85,8 +85,8 @@ class InitModelArguments:
     mlm_head_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary whose masked-LM "
-            "head the student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
+            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary, whose head the "
+            "student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
         },
     )
     train_file: str = field(

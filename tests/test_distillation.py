@@ -117,6 +117,21 @@ def test_align_turns_a_student_to_its_labels(setting, tmp_path):
     np.testing.assert_allclose(student.encode(texts), before @ rotation, atol=2e-3)
 
 
+def test_a_student_that_is_at_its_labels_already_is_not_turned(setting, tmp_path):
+    """Labels that are the student's own vectors, with weights of the final norm that a rotation would drop."""
+    student, dataset = setting
+    with torch.no_grad():
+        student[0].auto_model.final_norm.weight.uniform_(0.2, 3)
+    texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
+    own = DistillationDataset(dataset.store, student.encode(texts).astype(np.float16))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    similarity = align(student, own, 64)
+    assert similarity["before"] == pytest.approx(1, abs=1e-3)
+    assert similarity["after"] < similarity["before"]
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_align_reports_the_cosines_that_a_user_would_measure(setting, tmp_path):
     student, dataset = setting
     student[0].auto_model.final_norm.weight.data.uniform_(0.5, 1.5)

@@ -109,7 +109,7 @@ def test_with_full_width_and_all_layers_the_student_is_the_teacher():
 
 
 def in_a_subspace():
-    """A teacher of width 24 that lives in 11 dimensions, with half its heads silent; and an orthonormal basis of them."""
+    """A teacher of width 24 that lives in 11 dimensions, with half its heads silent; and a basis of these."""
     teacher = model(24, heads=6, norms=False)
     basis = mean_free_basis(24) @ torch.linalg.qr(torch.randn(23, 11, dtype=torch.float64))[0]
     into = (basis @ basis.T).float()
@@ -145,7 +145,7 @@ def embeddings(of, batch, pooling):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_an_embedding_model_in_the_subspace_keeps_its_cosines(pooling):
-    """The student of the bare encoder, which nobody has trained, has the teacher's cosines on masked tokens' originals."""
+    """The student, which nobody has trained, has the cosines of the teacher, a bare encoder."""
     teacher, _ = in_a_subspace()
     student = model(12, heads=3, seed=1)
     head = {name: value.clone() for name, value in student.head.state_dict().items()}

@@ -30,16 +30,15 @@ _SAMPLE_ROWS_PER_DIMENSION = 10
 
 
 def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> dict[str, float]:
-    """Turn a student to the axes of its labels, unless it is nearer to them as it is, and refit its last weight.
+    """Turn a student to the axes of its labels, unless it is nearer to them as it is.
 
     Args:
-        student: ModernBERT, pooling by mean or CLS, Normalize; modified.
+        student: ModernBERT, pooling, Normalize; modified.
         dataset: texts and labels (N, D). The sample is its first 10 * D rows, which are in random order.
         tokens_per_batch: of the student's forward passes.
 
     Returns:
-        The mean cosine to the sample's labels: `before`; `after` the rotation; `refitted`, on the fifth of the sample
-        that the refit has not seen.
+        The mean cosine to the sample's labels, `before` and `after` the rotation.
     """
     rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
     labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
