@@ -85,8 +85,8 @@ class InitModelArguments:
     mlm_head_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary, whose head the "
-            "student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
+            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary, whose head "
+            "the student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
         },
     )
     train_file: str = field(
