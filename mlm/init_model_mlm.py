@@ -14,10 +14,9 @@ Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. docs/initialisation.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -29,12 +28,11 @@ from transformers import (
     set_seed,
 )
 
-from modernbert_small.initialise.agreement import format_agreement, layer_agreement
 from modernbert_small.initialise.guide import student_config
-from modernbert_small.initialise.transfer import Init, Transferred, transfer, usable_init
+from modernbert_small.initialise.report import log_start, measure_start
+from modernbert_small.initialise.transfer import Init, transfer, usable_init
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.pretrain.loss import masked_lm_loss
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.devices import best_device
@@ -192,45 +190,13 @@ def sample_corpus(
     return sample_batches(MaskedLMDataset(store, tokenizer, MLM_PROBABILITY), SAMPLE_TOKENS, args.seed, device)
 
 
-def measure(
-    args: InitModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    models: dict[str, PreTrainedModel],
-    with_head: Collection[str],
-    transferred: Transferred,
-) -> dict[str, Any]:
-    """What the models of `with_head` lose on masked tokens, and agreement by layer, on the corpus's validation split.
-
-    Without a corpus nothing is measured.
-    """
+def heldout_data(args: InitModelArguments, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataset | None:
+    """The corpus's validation split, if there is a corpus."""
     if not Path(args.train_file).exists():
         logger.info("no corpus at %s: held-out losses and agreement by layer are not measured", args.train_file)
-        return {"heldout_mlm_loss": {}, "layers": None}
+        return None
     store = tokenize_split(args.train_file, "validation", "text", tokenizer, args.max_position_embeddings)
-    dataset = MaskedLMDataset(store, tokenizer, MLM_PROBABILITY)
-    losses = {}
-    for name, model in models.items():
-        model.to(best_device())
-        if name in with_head:
-            losses[name] = round(masked_lm_loss(model, dataset, SAMPLE_TOKENS, args.seed), 4)
-    compared = (models["student"], models["teacher"], dataset, SAMPLE_TOKENS // 2, args.seed)
-    layers = layer_agreement(*compared, transferred.teacher_layers, transferred.projection)
-    return {"heldout_mlm_loss": losses, "layers": layers}
-
-
-def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
-    """Log which tensors come from the teacher, and the measurements."""
-    tensors = len(dict(student.named_parameters()))
-    logger.info("student: %.1f M parameters, %d tensors", student.num_parameters() / 1e6, tensors)
-    if len(report["transferred"]) < tensors:
-        logger.info("  from the teacher: %s", ", ".join(report["transferred"]) or "nothing")
-        logger.info("  all else is as ModernBERT initialises it (norms 1, truncated normal)")
-    if report["spectrum"]:
-        logger.info("explained variance of the token embeddings: %.1f %%", 100 * sum(report["spectrum"]))
-    for line in format_agreement(report["layers"]) if report["layers"] else ():
-        logger.info("  %s", line)
-    for name, loss in report["heldout_mlm_loss"].items():
-        logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
+    return MaskedLMDataset(store, tokenizer, MLM_PROBABILITY)
 
 
 def main() -> None:
@@ -264,8 +230,8 @@ def main() -> None:
     report = {"init_used": init, "transferred": transferred.names, "spectrum": transferred.spectrum, "pooling": pooling}
     is_masked_lm = not from_embedding_model or head_teacher is not None
     with_head = ["teacher"] * has_head + ["student", "random student"] * is_masked_lm
-    report |= measure(args, tokenizer, models, with_head, transferred)
-    log_report(student, report)
+    report |= measure_start(models, with_head, heldout_data(args, tokenizer), transferred, args.seed)
+    log_start(student, report)
 
     tokenizer.model_max_length = args.max_position_embeddings
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
