@@ -8,7 +8,7 @@ Out:  checkpoints/ModernBERT-small-v2, which SentenceTransformer(folder) loads, 
     torchrun --nproc_per_node 4 distil_train.py                                 # four
     python distil_train.py --tokens_per_batch 4096 --eval_datasets <folder>     # a laptop without the hub
 
-The student is the encoder with mean pooling and Normalize, and the loss is the squared distance to the labels. During
+The student is the encoder with pooling and Normalize, and the loss is the squared distance to the labels. During
 training the held-out similarity and nDCG@10 on the sets of --eval_datasets are measured, and the checkpoint of the best
 held-out similarity is kept. At the end, student and teacher are compared. --push_to_hub uploads the finished folder
 once; it also uploads a folder that an earlier run finished.
@@ -19,7 +19,7 @@ import logging
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import SequentialEvaluator
@@ -50,7 +50,7 @@ from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
-from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer, require_finite
+from modernbert_small.run.loading import load_pooled, load_sentence_transformer, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.saving import save_embedding_model
@@ -94,6 +94,12 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "whether a greater metric_for_best_model is better; by default not for a loss"}
     )
+    pooling: Literal["auto", "cls", "mean"] = field(
+        default="auto",
+        metadata={
+            "help": "how the student's vector is made of its tokens' states; auto: as its first weights pool, or mean"
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder contains"})
 
     def problems(self) -> list[str]:
@@ -104,7 +110,8 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
     """The student with packed attention, as wide as the teacher."""
     flag = "--model_name_or_path"
-    student = load_mean_pooled(flag, args.model_name_or_path, args.max_seq_length, str(args.device))
+    pooling = None if args.pooling == "auto" else args.pooling
+    student = load_pooled(flag, args.model_name_or_path, args.max_seq_length, str(args.device), pooling)
     encoder = student[0].auto_model
     if encoder.config.model_type != "modernbert":
         raise UserError(
@@ -194,7 +201,10 @@ def distil(
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
     similarity = align(student, train_data, args.tokens_per_batch)
-    logger.info("rotated to the teacher's axes: cosine to the labels %(before).3f -> %(after).3f", similarity)
+    logger.info(
+        "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
+        similarity,
+    )
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run, student[0].auto_model.config)

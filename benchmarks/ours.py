@@ -22,7 +22,7 @@ from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
-from modernbert_small.run.loading import load_mean_pooled
+from modernbert_small.run.loading import load_pooled
 from modernbert_small.run.shards import read_table, split_files
 
 
@@ -87,7 +87,7 @@ def distillation(workload: Workload) -> Measurement:
         torch_compile=workload.torch_compile,
         **QUIET,
     )
-    student = load_mean_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
+    student = load_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
     use_packed_attention(student[0].auto_model, args.attn_implementation, args.device, args.compute_dtype)
     positions = Positions(student[0].auto_model)
 

@@ -1,6 +1,7 @@
 """Phase 2: the small model's first weights, from a large ModernBERT by GUIDE.
 
-In:   a ModernBERT with masked-LM head (--teacher_name_or_path), and phase 1's corpus for the report.
+In:   a ModernBERT (--teacher_name_or_path) with masked-LM head, or with --init all_layers an embedding model;
+      phase 1's corpus for the report, and for --init all_layers.
 Out:  checkpoints/init, which ModernBertForMaskedLM.from_pretrained loads, with the teacher's tokenizer.
 
     python mlm/init_model_mlm.py                                     # ModernBERT-base -> 12 layers x 384
@@ -16,7 +17,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -28,24 +28,30 @@ from transformers import (
     set_seed,
 )
 
-from modernbert_small.initialise.agreement import format_agreement, layer_agreement
 from modernbert_small.initialise.guide import student_config
-from modernbert_small.initialise.transfer import Init, Transferred, transfer, usable_init
+from modernbert_small.initialise.report import log_start, measure_start
+from modernbert_small.initialise.transfer import Init, transfer, usable_init
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.pretrain.loss import masked_lm_loss
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.loading import load_config, load_encoder, load_tokenizer, require_finite
+from modernbert_small.run.loading import (
+    load_config,
+    load_encoder,
+    load_masked_lm,
+    load_tokenizer,
+    pooling_of,
+    require_finite,
+)
 from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.settings import parse_settings
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_TOKENS = 32_768  # about a minute of ModernBERT-base on two CPU cores
+SAMPLE_TOKENS = 131_072
 MLM_PROBABILITY = 0.3
 
 
@@ -74,6 +80,13 @@ class InitModelArguments:
             "embeddings alone; random: nothing; all_layers: every layer, fitted on a sample of train_file"
         },
     )
+    mlm_head_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary, whose head "
+            "the student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
+        },
+    )
     train_file: str = field(
         default="data/corpus",
         metadata={"help": "corpus for all_layers' sample and the report's losses; other --init values work without it"},
@@ -91,6 +104,8 @@ class InitModelArguments:
         ]
         if self.init == "all_layers" and not Path(self.train_file).exists():
             found.append(f"train_file: {self.train_file} does not exist; --init all_layers needs a corpus (phase 1)")
+        if self.mlm_head_name_or_path and self.init != "all_layers":
+            found.append(f"mlm_head_name_or_path: is for --init all_layers alone, found --init {self.init}")
         if self.max_position_embeddings < 8:
             found.append(f"max_position_embeddings: {self.max_position_embeddings}, expected at least 8")
         if not found and self.hidden_size % (2 * self.num_attention_heads):
@@ -150,6 +165,20 @@ def new_student(
     )
 
 
+def load_head_teacher(args: InitModelArguments, teacher: PreTrainedConfig) -> ModernBertForMaskedLM | None:
+    """The model of --mlm_head_name_or_path."""
+    name = args.mlm_head_name_or_path
+    if name is None:
+        return None
+    head_teacher = load_masked_lm("--mlm_head_name_or_path", name)
+    if head_teacher.config.vocab_size != teacher.vocab_size:
+        raise UserError(
+            f"--mlm_head_name_or_path {name}: has {head_teacher.config.vocab_size} tokens, the teacher "
+            f"{teacher.vocab_size}; expected a model of the same vocabulary"
+        )
+    return head_teacher
+
+
 def sample_corpus(
     args: InitModelArguments, tokenizer: PreTrainedTokenizerBase, models: Sequence[PreTrainedModel]
 ) -> list[dict[str, torch.Tensor | int]]:
@@ -161,48 +190,21 @@ def sample_corpus(
     return sample_batches(MaskedLMDataset(store, tokenizer, MLM_PROBABILITY), SAMPLE_TOKENS, args.seed, device)
 
 
-def measure(
-    args: InitModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    models: dict[str, PreTrainedModel],
-    has_head: bool,
-    transferred: Transferred,
-) -> dict[str, Any]:
-    """Held-out masked-LM losses, and agreement by layer, on the corpus's validation split, if there is a corpus."""
+def heldout_data(args: InitModelArguments, tokenizer: PreTrainedTokenizerBase) -> MaskedLMDataset | None:
+    """The corpus's validation split, if there is a corpus."""
     if not Path(args.train_file).exists():
         logger.info("no corpus at %s: held-out losses and agreement by layer are not measured", args.train_file)
-        return {"heldout_mlm_loss": {}, "layers": None}
+        return None
     store = tokenize_split(args.train_file, "validation", "text", tokenizer, args.max_position_embeddings)
-    dataset = MaskedLMDataset(store, tokenizer, MLM_PROBABILITY)
-    losses = {}
-    for name, model in models.items():
-        model.to(best_device())
-        if name != "teacher" or has_head:
-            losses[name] = round(masked_lm_loss(model, dataset, SAMPLE_TOKENS, args.seed), 4)
-    compared = (models["student"], models["teacher"], dataset, SAMPLE_TOKENS // 2, args.seed)
-    layers = layer_agreement(*compared, transferred.teacher_layers, transferred.projection)
-    return {"heldout_mlm_loss": losses, "layers": layers}
-
-
-def log_report(student: ModernBertForMaskedLM, report: dict[str, Any]) -> None:
-    """Log which tensors come from the teacher, and the measurements."""
-    tensors = len(dict(student.named_parameters()))
-    logger.info("student: %.1f M parameters, %d tensors", student.num_parameters() / 1e6, tensors)
-    if len(report["transferred"]) < tensors:
-        logger.info("  from the teacher: %s", ", ".join(report["transferred"]) or "nothing")
-        logger.info("  all else is as ModernBERT initialises it (norms 1, truncated normal)")
-    if report["spectrum"]:
-        logger.info("explained variance of the token embeddings: %.1f %%", 100 * sum(report["spectrum"]))
-    for line in format_agreement(report["layers"]) if report["layers"] else ():
-        logger.info("  %s", line)
-    for name, loss in report["heldout_mlm_loss"].items():
-        logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
+    return MaskedLMDataset(store, tokenizer, MLM_PROBABILITY)
 
 
 def main() -> None:
     """Check the settings, load the teacher, fill a student from it, measure both, write the student."""
     args = parse_settings(InitModelArguments, "init_model_mlm", __doc__)
     inputs = {"teacher": args.teacher_name_or_path}
+    if args.mlm_head_name_or_path:
+        inputs["masked-LM head"] = args.mlm_head_name_or_path
     if Path(args.train_file).exists():
         inputs["corpus"] = args.train_file
     run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite, one_process=True)
@@ -214,22 +216,31 @@ def main() -> None:
     teacher, has_head = load_encoder(*source)
     require_finite(teacher, f"--teacher_name_or_path {args.teacher_name_or_path}")
     init = usable_init(args.init, teacher)
+    from_embedding_model = init == "all_layers" and not has_head
+    pooling = pooling_of(*source[:2]) or "mean" if from_embedding_model else None
+    head_teacher = load_head_teacher(args, teacher_config)
     run.start()
 
     student = new_student(args, teacher_config, tokenizer)
-    batches = sample_corpus(args, tokenizer, (student, teacher)) if init == "all_layers" else ()
-    transferred = transfer(init, student, teacher, batches)
+    read = [model for model in (student, teacher, head_teacher) if model is not None]
+    batches = sample_corpus(args, tokenizer, read) if init == "all_layers" else ()
+    transferred = transfer(init, student, teacher, batches, pooling, head_teacher)
     require_finite(student, "the student")
     models = {"teacher": teacher, "student": student, "random student": new_student(args, teacher_config, tokenizer)}
-    report = {"init_used": init, "transferred": transferred.names, "spectrum": transferred.spectrum}
-    report |= measure(args, tokenizer, models, has_head, transferred)
-    log_report(student, report)
+    report = {"init_used": init, "transferred": transferred.names, "spectrum": transferred.spectrum, "pooling": pooling}
+    is_masked_lm = not from_embedding_model or head_teacher is not None
+    with_head = ["teacher"] * has_head + ["student", "random student"] * is_masked_lm
+    report |= measure_start(models, with_head, heldout_data(args, tokenizer), transferred, args.seed)
+    log_start(student, report)
 
     tokenizer.model_max_length = args.max_position_embeddings
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # ModernBERT has no token types
-    save_encoder(student, tokenizer, run.folder)
-    run.finish({**report, "parameters": student.num_parameters()})
-    logger.info("wrote %s; next: %s", args.output_dir, next_command("mlm/pre_train.py"))
+    saved = student if is_masked_lm else student.base_model
+    save_encoder(saved, tokenizer, run.folder, pooling)
+    run.finish({**report, "parameters": saved.num_parameters()})
+    following = next_command("mlm/pre_train.py" if is_masked_lm else "create_distil_dataset.py")
+    without = "" if is_masked_lm else ", without a masked-LM head, so phase 3 is left out"
+    logger.info("wrote %s%s; next: %s", args.output_dir, without, following)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
-from modernbert_small.run.loading import load_masked_lm, load_tokenizer, require_finite
+from modernbert_small.run.loading import load_masked_lm, load_tokenizer, pooling_of, require_finite
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
@@ -137,13 +137,14 @@ def main() -> None:
         return
     check_splits(args.train_file)
     student, tokenizer = load_student(args)
+    pooling = pooling_of("--model_name_or_path", args.model_name_or_path)
     upload = prepare_upload(args)
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
     measurements = pretrain(args, run, student, tokenizer)
     if rank() > 0:
         return
-    save_encoder(student, tokenizer, run.folder)
+    save_encoder(student, tokenizer, run.folder, pooling)
     run.finish(measurements)
     upload(output_dir)
     logger.info(

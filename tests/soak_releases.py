@@ -19,7 +19,7 @@ from test_teachers import FORMS, TEXTS, tokenizers, write_teacher  # noqa: F401,
 
 from modernbert_small.distil.router import join
 from modernbert_small.label.teacher import with_projection
-from modernbert_small.run.loading import load_mean_pooled, load_sentence_transformer
+from modernbert_small.run.loading import load_pooled, load_sentence_transformer
 from modernbert_small.run.saving import save_embedding_model
 
 RELEASES = {
@@ -68,7 +68,7 @@ def odd_student(folder):
     kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
     odd = {"rope_parameters": rope, "layer_types": kinds, "num_hidden_layers": 5, "norm_eps": 1e-2}
     tiny_modernbert(folder, tiny_tokenizer(folder), **odd)
-    return load_mean_pooled("model", str(folder), 64)
+    return load_pooled("model", str(folder), 64)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import note_if_worse, worse_notice
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.loading import load_mean_pooled
+from modernbert_small.run.loading import load_pooled
 
 D = 16
 N = 50
@@ -42,7 +42,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "has_bf16", lambda device: False)
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
     write_data(tmp_path / "distil", unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)))
-    student = load_mean_pooled("model", str(tmp_path / "mlm"), 64)
+    student = load_pooled("model", str(tmp_path / "mlm"), 64)
     use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"), torch.float32)
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 64)
     return student, DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
@@ -117,6 +117,21 @@ def test_align_turns_a_student_to_its_labels(setting, tmp_path):
     np.testing.assert_allclose(student.encode(texts), before @ rotation, atol=2e-3)
 
 
+def test_a_student_that_is_at_its_labels_already_is_not_turned(setting, tmp_path):
+    """Labels that are the student's own vectors, with weights of the final norm that a rotation would drop."""
+    student, dataset = setting
+    with torch.no_grad():
+        student[0].auto_model.final_norm.weight.uniform_(0.2, 3)
+    texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
+    own = DistillationDataset(dataset.store, student.encode(texts).astype(np.float16))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    similarity = align(student, own, 64)
+    assert similarity["before"] == pytest.approx(1, abs=1e-3)
+    assert similarity["after"] < similarity["before"]
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_align_reports_the_cosines_that_a_user_would_measure(setting, tmp_path):
     student, dataset = setting
     student[0].auto_model.final_norm.weight.data.uniform_(0.5, 1.5)
@@ -140,7 +155,7 @@ def test_batches_of_equal_lengths_that_alignment_met_are_trained_on(tmp_path, mo
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), hidden_size=D)
     labels = unit_vectors(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))
     write_data(tmp_path / "distil", labels, [f"{i} {SENTENCES[i % 4]}" * 3 for i in range(N)])
-    student = load_mean_pooled("model", str(tmp_path / "mlm"), 16)
+    student = load_pooled("model", str(tmp_path / "mlm"), 16)
     use_packed_attention(student[0].auto_model, "auto", torch.device("cpu"), torch.float32)
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 16)
     assert set(store.lengths.tolist()) == {16}

@@ -24,7 +24,7 @@ from modernbert_small.export import (
 )
 from modernbert_small.label.teacher import with_projection
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.loading import load_mean_pooled
+from modernbert_small.run.loading import load_pooled
 
 TEXTS = ["a cat", "the dog lay beside it " * 20, "She reads the paper", "in the mountains it boils sooner " * 3]
 
@@ -37,7 +37,7 @@ def has_extra(name):
 def student(tmp_path):
     """A random student whose sliding windows are shorter than its longest input."""
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"))
-    return load_mean_pooled("model", str(tmp_path / "mlm"), 64).to("cpu")
+    return load_pooled("model", str(tmp_path / "mlm"), 64).to("cpu")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def wide_student(tmp_path):
     """A random student that is wide enough for int8: of 16 values, the rounding would be seen in the vectors."""
     sizes = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.05}
     tiny_modernbert(tmp_path / "mlm", tiny_tokenizer(tmp_path / "mlm"), **sizes)
-    return load_mean_pooled("model", str(tmp_path / "mlm"), 64).to("cpu")
+    return load_pooled("model", str(tmp_path / "mlm"), 64).to("cpu")
 
 
 def run(monkeypatch, *words):

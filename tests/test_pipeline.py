@@ -122,6 +122,34 @@ def test_all_layers_transfer(finished, capsys):
     assert "train_file: nowhere does not exist; --init all_layers needs a corpus" in missing.stderr
 
 
+def test_all_layers_of_an_embedding_model(finished, capsys):
+    """Phase 5 takes the start as it is. With a head from a second model, phase 3 does too."""
+    folder, _ = finished
+    sizes = ["--num_hidden_layers", "2", "--teacher_name_or_path", "checkpoints/model", "--init", "all_layers"]
+    for name, more in (("bare", ()), ("headed", ("--mlm_head_name_or_path", "checkpoints/mlm"))):
+        flags = ["--config", "tiny.yaml", *sizes, *more, "--output_dir", f"checkpoints/{name}"]
+        done = run_in_process(SCRIPTS[1], folder, capsys, *flags)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((folder / "checkpoints" / name / "run.json").read_text())["pooling"] == "mean"
+    assert "without a masked-LM head, so phase 3 is left out" not in done.stderr
+    assert ModernBertForMaskedLM.from_pretrained(folder / "checkpoints/headed").config.num_hidden_layers == 2
+
+    bare = ["--config", "tiny.yaml", "--model_name_or_path", "checkpoints/bare", "--max_steps", "2"]
+    refused = run_in_process(SCRIPTS[2], folder, capsys, *bare, "--output_dir", "checkpoints/x")
+    assert refused.returncode == 2
+    assert "has no weights for" in refused.stderr
+    done = run_in_process(SCRIPTS[4], folder, capsys, *bare, "--output_dir", "checkpoints/from_teacher")
+    assert done.returncode == 0, done.stderr
+    aligned = json.loads((folder / "checkpoints/from_teacher/run.json").read_text())["alignment_similarity"]
+    assert max(aligned.values()) > 0.5
+
+    other = ["--config", "tiny.yaml", *sizes, "--mlm_head_name_or_path", "big", "--output_dir", "checkpoints/x"]
+    other += ["--init", "guide"]
+    refused = run_in_process(SCRIPTS[1], folder, capsys, *other)
+    assert refused.returncode == 2
+    assert "mlm_head_name_or_path: is for --init all_layers alone, found --init guide" in refused.stderr
+
+
 def test_labels_are_the_reduced_teachers(finished):
     folder, results = finished
     ceiling = json.loads((folder / "data/distil/run.json").read_text())["ceiling"]

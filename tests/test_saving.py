@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
 from modernbert_small.label.teacher import with_projection
-from modernbert_small.run.loading import load_mean_pooled
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import load_pooled, pooling_of
 from modernbert_small.run.saving import (
     global_attention_period,
     older_encoder_settings,
@@ -42,7 +43,7 @@ def encoder(tmp_path):
 
 
 def test_an_embedding_model_has_both_names(encoder, tmp_path):
-    model = load_mean_pooled("model", str(encoder[1]), 64).to("cpu")
+    model = load_pooled("model", str(encoder[1]), 64).to("cpu")
     save_embedding_model(model, tmp_path / "out")
     types = [module["type"] for module in read(tmp_path, "out/modules.json")]
     assert types == [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")]
@@ -64,7 +65,7 @@ def test_an_embedding_model_has_both_names(encoder, tmp_path):
 
 
 def test_saved_twice_it_is_the_same(encoder, tmp_path):
-    model = load_mean_pooled("model", str(encoder[1]), 64).to("cpu")
+    model = load_pooled("model", str(encoder[1]), 64).to("cpu")
     save_embedding_model(model, tmp_path / "out")
     save_embedding_model(SentenceTransformer(str(tmp_path / "out"), device="cpu"), tmp_path / "again")
     for name in ("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
@@ -80,6 +81,27 @@ def test_an_encoder_loads_as_before(encoder, tmp_path):
     with torch.no_grad():
         again = ModernBertForMaskedLM.from_pretrained(tmp_path / "out")(**ids).logits
         torch.testing.assert_close(again, model(**ids).logits)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_an_encoder_that_pools_says_how(encoder, tmp_path, pooling):
+    model, folder = encoder
+    assert pooling_of("model", str(folder)) is None
+    save_encoder(model, AutoTokenizer.from_pretrained(folder), tmp_path / "out", pooling)
+    assert pooling_of("model", str(tmp_path / "out")) == pooling
+    loaded = load_pooled("model", str(tmp_path / "out"), 64, "cpu")
+    other = load_pooled("model", str(tmp_path / "out"), 64, "cpu", {"cls": "mean", "mean": "cls"}[pooling])
+    assert (loaded[1].pooling_mode, other[1].pooling_mode) == (pooling, {"cls": "mean", "mean": "cls"}[pooling])
+    stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    vectors = stock.encode(SENTENCES, normalize_embeddings=True)
+    np.testing.assert_allclose(vectors, loaded.encode(SENTENCES), atol=1e-6)
+
+
+def test_an_encoder_that_pools_otherwise_is_refused(encoder, tmp_path):
+    model, folder = encoder
+    save_encoder(model, AutoTokenizer.from_pretrained(folder), tmp_path / "out", "lasttoken")
+    with pytest.raises(UserError, match="pools by lasttoken, expected cls or mean"):
+        pooling_of("model", str(tmp_path / "out"))
 
 
 def test_modules_behind_a_router_are_renamed_too(tmp_path):

@@ -20,6 +20,7 @@ from modernbert_small.initialise.all_layers import (
     select_neurons,
     stream_basis,
     transfer_all_layers,
+    unmasked,
 )
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
@@ -107,9 +108,8 @@ def test_with_full_width_and_all_layers_the_student_is_the_teacher():
     np.testing.assert_allclose(P, np.eye(16) - 1 / 16, atol=1e-12)
 
 
-@pytest.mark.parametrize("healed", [True, False])
-def test_a_stream_in_the_subspace_is_cut_without_loss(healed):
-    """A teacher of width 24 that lives in 11 dimensions, with half its heads silent: width 12 holds all of it."""
+def in_a_subspace():
+    """A teacher of width 24 that lives in 11 dimensions, with half its heads silent; and a basis of these."""
     teacher = model(24, heads=6, norms=False)
     basis = mean_free_basis(24) @ torch.linalg.qr(torch.randn(23, 11, dtype=torch.float64))[0]
     into = (basis @ basis.T).float()
@@ -119,6 +119,12 @@ def test_a_stream_in_the_subspace_is_cut_without_loss(healed):
             layer.attn.Wo.weight.copy_(into @ layer.attn.Wo.weight)
             layer.attn.Wo.weight.view(24, 6, 4)[:, [1, 2, 5]] = 0
             layer.mlp.Wo.weight.copy_(into @ layer.mlp.Wo.weight)
+    return teacher, basis
+
+
+@pytest.mark.parametrize("healed", [True, False])
+def test_a_stream_in_the_subspace_is_cut_without_loss(healed):
+    teacher, basis = in_a_subspace()
     student = model(12, heads=3, seed=1)
     P = transfer(student, teacher, batches(), healed)
     np.testing.assert_allclose(P.T @ P, basis @ basis.T, atol=1e-5)
@@ -127,6 +133,61 @@ def test_a_stream_in_the_subspace_is_cut_without_loss(healed):
         h_S, h_T = (m.model(**batch).last_hidden_state[0] for m in (student, teacher))
     # Both have the length sqrt(D): all inner products agree but for that.
     torch.testing.assert_close(h_S @ h_S.T / 12, h_T @ h_T.T / 24, atol=1e-4, rtol=0)
+
+
+def embeddings(of, batch, pooling):
+    """Each row's embedding, row by row, of length one (B, D)."""
+    [states] = last_hidden_states(of, [batch])
+    rows = states[0].split(batch["cu_seq_lens_q"].diff().tolist())
+    vectors = torch.stack([row[0] if pooling == "cls" else row.mean(0) for row in rows])
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_an_embedding_model_in_the_subspace_keeps_its_cosines(pooling):
+    """The student, which nobody has trained, has the cosines of the teacher, a bare encoder."""
+    teacher, _ = in_a_subspace()
+    student = model(12, heads=3, seed=1)
+    head = {name: value.clone() for name, value in student.head.state_dict().items()}
+    transfer_all_layers(student, teacher.model, batches(), pooling)
+    batch = batches(1, seed=5)[0]
+    of_student, of_teacher = (embeddings(each, batch, pooling) for each in (student, teacher))
+    torch.testing.assert_close(of_student @ of_student.T, of_teacher @ of_teacher.T, atol=1e-4, rtol=0)
+    for name, value in student.head.state_dict().items():
+        assert torch.equal(value, head[name])
+
+
+def test_pooled_moments_are_those_of_the_rows_embeddings():
+    teacher, sample = model(24, heads=6), batches(2)
+    for pooling in ("cls", "mean"):
+        moments = TeacherMoments(teacher.model, pooling)
+        moments.add(sample)
+        expected = np.zeros((24, 24))
+        for batch, [states] in zip(sample, last_hidden_states(teacher, sample), strict=True):
+            for row in states.double().split(batch["cu_seq_lens_q"].diff().tolist()):
+                vector = (row[0] if pooling == "cls" else row.mean(0)).numpy()
+                expected += np.outer(vector, vector)
+        np.testing.assert_allclose(moments.pooled, expected, rtol=1e-4, atol=1e-4)
+        added = moments.all() - moments.stream.sum(0)
+        np.testing.assert_allclose(added / added.trace(), expected / np.trace(expected), rtol=1e-4, atol=1e-6)
+        assert float(added.trace()) == pytest.approx(float(moments.stream.sum(0).trace()))
+
+
+def test_a_second_model_gives_the_head():
+    """With full width, a student of the encoder of one model has the logits of the model that its head is of."""
+    teacher, student = model(16), model(16, seed=1)
+    transfer_all_layers(student, teacher.model, batches(), "mean", head_teacher=teacher)
+    batch = batches(1, seed=5)[0]
+    torch.testing.assert_close(logits(student, batch), logits(teacher, batch), atol=1e-4, rtol=0)
+
+
+def test_a_sample_is_read_without_its_masks():
+    batch = batches(1)[0]
+    original = unmasked(batch)
+    hidden = batch["labels"] != IGNORED
+    assert torch.equal(original["input_ids"][hidden], batch["labels"][hidden])
+    assert torch.equal(original["input_ids"][~hidden], batch["input_ids"][~hidden])
+    assert hidden.any()
 
 
 def test_permuted_heads_and_neurons_change_nothing():

@@ -30,7 +30,7 @@ _SAMPLE_ROWS_PER_DIMENSION = 10
 
 
 def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> dict[str, float]:
-    """Turn a student to the axes of its labels.
+    """Turn a student to the axes of its labels, unless it is nearer to them as it is.
 
     Args:
         student: ModernBERT, pooling, Normalize; modified.
@@ -38,7 +38,7 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
         tokens_per_batch: of the student's forward passes.
 
     Returns:
-        The mean cosine to the sample's labels, `before` and `after`.
+        The mean cosine to the sample's labels, `before` and `after` the rotation.
     """
     rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
     labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
@@ -49,11 +49,12 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     encoder.final_norm.weight.data.fill_(1)
     vectors = _embed(student, dataset, rows, tokens_per_batch)
     Q = best_rotation(vectors, labels)
-    rotate(encoder, Q.to(encoder.device))
-    return {
-        "before": _mean_cosine(vectors * weight, labels),
-        "after": _mean_cosine(vectors @ Q.T.float(), labels),
-    }
+    cosines = {"before": _mean_cosine(vectors * weight, labels), "after": _mean_cosine(vectors @ Q.T.float(), labels)}
+    if cosines["after"] > cosines["before"]:
+        rotate(encoder, Q.to(encoder.device))
+    else:
+        encoder.final_norm.weight.data.copy_(weight)
+    return cosines
 
 
 def _mean_cosine(vectors: Tensor, others: Tensor) -> float:

@@ -19,6 +19,9 @@ decoder, which is tied to the table, keeps the lengths that it has in the teache
 y_S = pinv(E_S) E_T y_T gives the student's nearest logits E_S y_S. The head's dense layer is regressed to this y_S,
 scaled down so far that GELU is nearly linear; the weight of the norm after GELU undoes the scale.
 
+The teacher may be an embedding model instead. Its vectors are the pooled final states. Their second moments then enter
+the choice of B beside the stream's, and the sample is read without masks.
+
 D_T, D_S: hidden_size. L_T, L_S: layers. I_T: the teacher's intermediate_size. H: heads. d: head_dim.
 T: tokens of a packed batch. E (V, D): token embeddings. y (D,): the head's output. LN: LayerNorm without a weight.
 
@@ -38,6 +41,7 @@ from transformers import ModernBertForMaskedLM, ModernBertModel
 from modernbert_small.algebra import leading_eigenvectors, mean_free_basis
 from modernbert_small.initialise.guide import project_attention, project_mlp, require_same_head_dim
 from modernbert_small.pretrain.masking import IGNORED
+from modernbert_small.run.loading import PoolingMode
 from modernbert_small.run.progress import ProgressBar
 
 # Relative to the mean square of the inputs. Small, because there are dozens of tokens for each weight of a row.
@@ -46,20 +50,31 @@ _RIDGE = 1e-3
 # of the linear part.
 _LINEAR_SCALE = 0.05
 
+# Weight of the pooled vectors' second moments in the basis, relative to those of the stream in all layers.
+_POOLED_WEIGHT = 1.0
+
+Teacher = ModernBertForMaskedLM | ModernBertModel
 Batches = Sequence[Mapping[str, Any]]  # as `sample_batches` makes them: tensors (1, T) and what packed attention needs
 Selection = Sequence[tuple[list[int], list[int]]]  # for each of the student's layers the teacher's heads and neurons
 
 
 @torch.no_grad()
 def transfer_all_layers(
-    student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, batches: Batches
+    student: ModernBertForMaskedLM,
+    teacher: Teacher,
+    batches: Batches,
+    pooling: PoolingMode | None = None,
+    head_teacher: ModernBertForMaskedLM | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Fill all of a student's weights from a teacher.
+    """Fill a student's weights from a teacher: all of them, or all but the masked-LM head.
 
     Args:
         student: modified; has the teacher's head_dim and vocabulary, and no more layers, heads or neurons than it.
-        teacher: not modified. Both are on one device and use packed attention, see `use_packed_attention`.
+        teacher: not modified. All models are on one device and use packed attention, see `use_packed_attention`.
         batches: packed batches with masked tokens and `labels`, as phase 3 makes them, some 30,000 tokens.
+        pooling: how an embedding model pools its final states; None for a masked language model.
+        head_teacher: the masked language model whose head the student's is fitted to; by default the teacher, if it
+            has a head. Without either, the student's head stays as it is.
 
     Returns:
         P (D_S, D_T) float64, with which the student's stream is P times the teacher's; and the L_S layers of the
@@ -70,15 +85,49 @@ def transfer_all_layers(
     """
     S, T = student.config, teacher.config
     require_same_head_dim(S, T)
+    encoder = teacher.base_model
     kept = choose_layers(T.layer_types, S.layer_types)
-    moments = TeacherMoments(teacher.model)
-    moments.add(batches[::2])  # moments need fewer tokens than regressions do
-    P = stream_basis(moments.stream.sum(0), S.hidden_size)
+    sample = [unmasked(batch) for batch in batches] if pooling else batches
+    moments = TeacherMoments(encoder, pooling)
+    moments.add(sample[::2])  # moments need fewer tokens than regressions do
+    P = stream_basis(moments.all(), S.hidden_size)
     selection = select_by_output(teacher, moments, kept, P, S.num_attention_heads, S.intermediate_size)
     cut(student, teacher, kept, P, selection)
-    states_S, states_T = heal(student.model, teacher.model, batches, kept, P)
-    fit_head(student, teacher, batches, states_S, states_T)
+    states_S, states_T = heal(student.model, encoder, sample, kept, P)
+    if head_teacher is None and isinstance(teacher, ModernBertForMaskedLM):
+        head_teacher = teacher
+    if head_teacher is not None:
+        if pooling or head_teacher is not teacher:
+            states_S, states_T = (_final_states(model.base_model, batches) for model in (student, head_teacher))
+        fit_head(student, head_teacher, batches, states_S, states_T)
     return P, kept
+
+
+def unmasked(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A masked batch with its original tokens."""
+    labels = batch["labels"]
+    return {**batch, "input_ids": torch.where(labels == IGNORED, batch["input_ids"], labels)}
+
+
+def _final_states(model: ModernBertModel, batches: Batches) -> list[Tensor]:
+    """The last hidden states (1, T, D) of each batch."""
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    return [model(**batch).last_hidden_state for batch in inputs]
+
+
+def pool(states: Tensor, cu_seq_lens: Tensor, pooling: PoolingMode) -> Tensor:
+    """Each row's first state, or the mean of its states.
+
+    Args:
+        states: (T, D) of B rows that lie end to end.
+        cu_seq_lens: (B + 1,), where the rows begin and end.
+
+    Returns:
+        (B, D).
+    """
+    if pooling == "cls":
+        return states[cu_seq_lens[:-1].long()]
+    return torch.segment_reduce(states, "mean", lengths=cu_seq_lens.diff().long())
 
 
 def choose_layers(teacher_types: Sequence[str], student_types: Sequence[str]) -> list[int]:
@@ -123,11 +172,13 @@ class TeacherMoments:
         stream: (L_T + 1, D_T, D_T) float64, of LN(h) before each layer and after the last.
         heads: (L_T, H, d, d) float64, of the part of attention's Wo's input that each head gives.
         neurons: (L_T, I_T) float64, sums of squares of the inputs of the MLP's Wo.
+        pooled: (D_T, D_T) float64, of the pooled final states, if the teacher pools.
     """
 
-    def __init__(self, model: ModernBertModel) -> None:
+    def __init__(self, model: ModernBertModel, pooling: PoolingMode | None = None) -> None:
         D, L, H = model.config.hidden_size, len(model.layers), model.config.num_attention_heads
-        self.model = model
+        self.model, self.pooling = model, pooling
+        self.pooled = torch.zeros(D, D, dtype=torch.float64)
         self.stream = torch.zeros(L + 1, D, D, dtype=torch.float64)
         self.heads = torch.zeros(L, H, D // H, D // H, dtype=torch.float64)
         self.neurons = torch.zeros(L, model.config.intermediate_size, dtype=torch.float64)
@@ -150,6 +201,15 @@ class TeacherMoments:
                     h = h + layer.mlp.Wo(x)
                     bar.update(1)
                 self.stream[-1] += _second_moment(_normalised(h)[0])
+                if self.pooling:
+                    self.pooled += _second_moment(pool(model.final_norm(h)[0], batch["cu_seq_lens_q"], self.pooling))
+
+    def all(self) -> Tensor:
+        """The stream's moments, summed over the layers, and the pooled ones with their weight: (D_T, D_T) float64."""
+        stream = self.stream.sum(0)
+        if self.pooling is None:
+            return stream
+        return stream + self.pooled * (_POOLED_WEIGHT * stream.trace() / self.pooled.trace())
 
 
 def _second_moment(x: Tensor) -> Tensor:
@@ -231,7 +291,7 @@ def select_neurons(mean_square: Tensor, Wo: Tensor, wanted: int) -> list[int]:
 
 
 def select_by_output(
-    teacher: ModernBertForMaskedLM, moments: TeacherMoments, kept: Sequence[int], P: Tensor, heads: int, neurons: int
+    teacher: Teacher, moments: TeacherMoments, kept: Sequence[int], P: Tensor, heads: int, neurons: int
 ) -> Selection:
     """The heads and neurons of each kept layer that write most to the student's stream, see `select_heads`.
 
@@ -244,7 +304,7 @@ def select_by_output(
     """
     selection = []
     for source in kept:
-        layer = teacher.model.layers[source]
+        layer = teacher.base_model.layers[source]
         attn_Wo, mlp_Wo = (P @ Wo.weight.double().cpu() for Wo in (layer.attn.Wo, layer.mlp.Wo))
         kept_heads = select_heads(moments.heads[source], attn_Wo, heads)
         selection.append((kept_heads, select_neurons(moments.neurons[source], mlp_Wo, neurons)))
@@ -254,7 +314,7 @@ def select_by_output(
 @torch.no_grad()
 def cut(
     student: ModernBertForMaskedLM,
-    teacher: ModernBertForMaskedLM,
+    teacher: Teacher,
     kept: Sequence[int],
     P: Tensor,
     selection: Selection,
@@ -271,17 +331,19 @@ def cut(
     _cut_embeddings(student, teacher, P)
     head_dim = require_same_head_dim(student.config, teacher.config)
     for index, (source, (heads, neurons)) in enumerate(zip(kept, selection, strict=True)):
-        _cut_layer(student.model.layers[index], teacher.model.layers[source], index == 0, P, heads, neurons, head_dim)
+        _cut_layer(
+            student.model.layers[index], teacher.base_model.layers[source], index == 0, P, heads, neurons, head_dim
+        )
     if P.shape[0] == P.shape[1]:
-        student.model.final_norm.weight.copy_(teacher.model.final_norm.weight)
+        student.model.final_norm.weight.copy_(teacher.base_model.final_norm.weight)
     else:
         student.model.final_norm.weight.fill_(1)
 
 
-def _cut_embeddings(student: ModernBertForMaskedLM, teacher: ModernBertForMaskedLM, P: Tensor) -> None:
+def _cut_embeddings(student: ModernBertForMaskedLM, teacher: Teacher, P: Tensor) -> None:
     """Fill the table (V, D_S) so that the normed embeddings are P times the teacher's, but for their lengths."""
     table_S, norm_S = student.get_input_embeddings().weight, student.model.embeddings.norm
-    table_T, norm_T = teacher.get_input_embeddings().weight.double(), teacher.model.embeddings.norm
+    table_T, norm_T = teacher.get_input_embeddings().weight.double(), teacher.base_model.embeddings.norm
     if P.shape[0] == P.shape[1]:
         table_S.copy_(table_T)
         norm_S.weight.copy_(norm_T.weight)

@@ -4,11 +4,12 @@ import logging
 from typing import Literal, NamedTuple
 
 from torch import Tensor
-from transformers import ModernBertForMaskedLM, PreTrainedModel
+from transformers import ModernBertForMaskedLM, ModernBertModel, PreTrainedModel
 
 from modernbert_small.initialise.all_layers import Batches, transfer_all_layers
 from modernbert_small.initialise.guide import principal_basis, transfer_embeddings, transfer_first_layer
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.loading import PoolingMode
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,15 @@ def usable_init(requested: Init, teacher: PreTrainedModel) -> Init:
     """The requested initialisation, or "embeddings" where "guide" finds no layers to transfer.
 
     Raises:
-        UserError: all_layers is requested, and the teacher is not a ModernBERT with masked-LM head.
+        UserError: all_layers is requested, and the teacher is not a ModernBERT.
     """
     if requested in ("random", "embeddings") or isinstance(teacher, ModernBertForMaskedLM):
         return requested
     found = type(teacher).__name__
     if requested == "all_layers":
-        raise UserError(f"init: all_layers needs a ModernBERT with masked-LM head, found a {found}; use --init guide")
+        if isinstance(teacher, ModernBertModel):
+            return requested
+        raise UserError(f"init: all_layers needs a ModernBERT, found a {found}; use --init guide")
     logger.warning(
         "the teacher is a %s, not a ModernBERT with masked-LM head: its embeddings transfer, its layers do not", found
     )
@@ -48,15 +51,20 @@ def usable_init(requested: Init, teacher: PreTrainedModel) -> Init:
 
 
 def transfer(
-    init: Init, student: ModernBertForMaskedLM, teacher: PreTrainedModel, batches: Batches = ()
+    init: Init,
+    student: ModernBertForMaskedLM,
+    teacher: PreTrainedModel,
+    batches: Batches = (),
+    pooling: PoolingMode | None = None,
+    head_teacher: ModernBertForMaskedLM | None = None,
 ) -> Transferred:
     """Fill a student from its teacher.
 
     Args:
-        init: guide and all_layers need a ModernBERT with masked-LM head, see `usable_init`.
+        init: guide needs a ModernBERT with masked-LM head, all_layers a ModernBERT, see `usable_init`.
         student: modified; random and embeddings leave its layers as they are.
         teacher: not modified.
-        batches: the sample that all_layers is fitted on; see `transfer_all_layers` for this and for what else it needs.
+        batches, pooling, head_teacher: what all_layers needs, see `transfer_all_layers`.
 
     Raises:
         UserError: the student's sizes do not suit all_layers.
@@ -66,10 +74,12 @@ def transfer(
         return Transferred([])
     if init == "all_layers":
         try:
-            projection, kept = transfer_all_layers(student, teacher, batches)
+            projection, kept = transfer_all_layers(student, teacher, batches, pooling, head_teacher)
         except ValueError as error:
             raise UserError(f"init: all_layers: {error}") from error
-        return Transferred([name for name, _ in student.named_parameters()], None, projection, kept)
+        has_head = head_teacher is not None or isinstance(teacher, ModernBertForMaskedLM)
+        names = [name for name, _ in student.named_parameters() if has_head or name.startswith("model.")]
+        return Transferred(names, None, projection, kept)
     embeddings = teacher.get_input_embeddings().weight.detach()
     basis, explained = principal_basis(embeddings, student.config.hidden_size)
     names = transfer_embeddings(student, embeddings, basis)

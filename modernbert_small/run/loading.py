@@ -10,15 +10,19 @@ allows it. Every call here says whether it may, since transformers would otherwi
 checkpoint lacks are refused, since transformers would draw them at random.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -33,6 +37,8 @@ from transformers import (
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import explain_load_errors
+
+PoolingMode = Literal["cls", "mean"]
 
 
 def load_tokenizer(flag: str, name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -96,12 +102,13 @@ def load_sentence_transformer(
         return model.float()  # modules after the transformer keep the dtype they were stored in
 
 
-def load_mean_pooled(
-    flag: str, name_or_path: str, max_seq_length: int, device: str | None = None
+def load_pooled(
+    flag: str, name_or_path: str, max_seq_length: int, device: str | None = None, pooling: PoolingMode | None = None
 ) -> SentenceTransformer:
-    """An encoder with mean pooling and Normalize: a SentenceTransformer whose vectors have length one.
+    """An encoder with pooling and Normalize: a SentenceTransformer whose vectors have length one.
 
-    It is on this process's device unless another is named.
+    It is on this process's device unless another is named. Without `pooling`, it pools as it was made to, see
+    `pooling_of`, or by the mean.
     """
     with explain_load_errors(flag, name_or_path), _no_missing_weights(flag, name_or_path):
         transformer = Transformer(
@@ -111,9 +118,28 @@ def load_mean_pooled(
             processor_kwargs={"trust_remote_code": False},
             config_kwargs={"trust_remote_code": False},
         )
-    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-    modules = [transformer, pooling, Normalize()]
+    pooling = pooling or pooling_of(flag, name_or_path) or "mean"
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling), Normalize()]
     return SentenceTransformer(modules=modules, similarity_fn_name="cosine", device=device or str(best_device()))
+
+
+def pooling_of(flag: str, name_or_path: str) -> PoolingMode | None:
+    """How an encoder's states are pooled, from the list of modules that sentence-transformers keeps beside it.
+
+    Returns:
+        None if there is no such list.
+
+    Raises:
+        UserError: it pools neither the first token nor the mean.
+    """
+    with explain_load_errors(flag, name_or_path):
+        listed = load_file_path(name_or_path, "modules.json")
+        modules = json.loads(Path(listed).read_text(encoding="utf-8")) if listed else []
+        paths = [module["path"] for module in modules if module["type"].endswith(".Pooling")]
+        mode = Pooling.load(name_or_path, subfolder=paths[0]).pooling_mode if paths else None
+    if mode not in ("cls", "mean", None):
+        raise UserError(f"{flag} {name_or_path}: pools by {mode}, expected cls or mean")
+    return mode  # type: ignore[return-value]
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modernbert_small.run.loading import PoolingMode
 from modernbert_small.run.records import write_json
 
 Json = dict[str, Any]
@@ -36,11 +38,23 @@ _DENSE_DEFAULTS: Json = {"module_input_name": "sentence_embedding", "module_outp
 _NO_LIMIT = 10**9  # a tokenizer without a longest input says 1e30
 
 
-def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model of transformers and its tokenizer."""
+def save_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, pooling: PoolingMode | None = None
+) -> None:
+    """Write a model of transformers and its tokenizer; with `pooling`, also the modules of a SentenceTransformer."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _rewrite_encoder(folder)
+    if pooling:
+        (folder / "1_Pooling").mkdir()
+        Pooling(model.config.hidden_size, pooling).save(str(folder / "1_Pooling"))
+        _rewrite_pooling(folder / "1_Pooling")
+        parts = enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+        modules = [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in parts
+        ]
+        write_json(folder / "modules.json", modules)
 
 
 def save_embedding_model(model: SentenceTransformer, folder: Path) -> None:
