@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from modernbert_small import evaluate
 from modernbert_small.algebra import unit_vectors
-from modernbert_small.evaluate import mteb_scores, parse_arguments
+from modernbert_small.evaluate import main, mteb_scores, parse_arguments
 from modernbert_small.evaluation.account import account, account_after_training
 from modernbert_small.evaluation.comparison import compare
 from modernbert_small.evaluation.embedder import Embedder, load_vectors, save_vectors
@@ -311,18 +310,18 @@ def test_only_the_ceiling(models):
     assert format_account(strange).endswith("is 0 there: \\x1b[31mred.")
 
 
-def test_the_command(models, tmp_path):
+def test_the_command(models, tmp_path, monkeypatch, capsys):
     from test_retrieval import write_set
 
     _, reduced, _, _ = models
     reduced.save_pretrained(str(tmp_path / "reduced"))
     (tmp_path / "reduced" / "run.json").write_text('{"projection": {"quality": {}}}')
     write_set(tmp_path / "set")
-    command = [sys.executable, "-m", "modernbert_small.evaluate", "reduced", "reduced"]
-    flags = ["--datasets", "set", "--output", "account.json"]
-    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "| teacher, projected |" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    flags = ["reduced", "reduced", "--datasets", "set", "--output", "account.json"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *flags])
+    main()
+    assert "| teacher, projected |" in capsys.readouterr().out
     assert json.loads((tmp_path / "account.json").read_text())["retrieval"][0]["system"] == "teacher"
 
 
