@@ -72,9 +72,7 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
     output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={
-            "help": "sets to report on: NanoBEIR names, folders, stsb, files of queries or pairs, heldout"
-        },
+        metadata={"help": "sets to report on: NanoBEIR names, folders, stsb, files of queries or pairs, heldout"},
     )
     tokens_per_batch: int = field(
         default=16_384,

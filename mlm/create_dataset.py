@@ -196,6 +196,8 @@ def main() -> None:
     if run is None:
         return
     sources = open_sources(locations, args.strict)
+    if HELDOUT in args.eval_datasets and not any(source.has_pairs for source in sources):
+        raise UserError(f"--eval_datasets {HELDOUT}: no source has queries with their documents; name another set")
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path, args.trust_remote_code)
     chunker = Chunker(tokenizer, args.max_seq_length)
     texts, kept_out = texts_to_keep_out(args, all(map(is_local, locations.values())))

@@ -201,11 +201,11 @@ def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
             )
     if path.exists() and configs is None:
         openers = {str(file): partial(open_file, file, place.encoding) for file in find_files(name, path)}
-    elif path.exists() or (_HUB_ID.fullmatch(place.path) and not ending(path)):
+    elif path.exists() or (_HUB_ID.fullmatch(place.path) and not ending(path) and name not in NAMES):
         _, config = KNOWN_SOURCES.get(name, (None, None))
         openers = {f"{name} ({place.path})": partial(_open_dataset, name, place.path, config)}
     else:
-        quotes = "; a mapping in a recipe needs quotes around the whole source" if name in NAMES else ""
+        quotes = "; in a recipe put quotes around a whole source with a mapping" if name in NAMES else ""
         raise UserError(f"--sources {name}={location}: no such file or folder{quotes}")
     _open_parts(source, openers, place.columns)
     return source

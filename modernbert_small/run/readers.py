@@ -208,6 +208,7 @@ def _read_html(path: Path, encoding: str | None) -> str:
     """The main text of a page, without menus and the like."""
     import trafilatura  # only pages need it, and it is slow to import
 
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what it has to say is said here
     with pa.input_stream(str(path)) as stream:
         page = stream.read()
     text = trafilatura.extract(page.decode(encoding) if encoding else page, include_comments=False)
@@ -255,7 +256,9 @@ def _encoding_of(path: Path) -> str:
             decoder.decode(b"", True)
             return "utf-8-sig"
         except UnicodeDecodeError:
-            found = charset_normalizer.from_bytes(part).best()
+            # Western texts also look like other code pages, so the commonest is asked for first.
+            western = charset_normalizer.from_bytes(part, cp_isolation=["cp1252"])
+            found = western.best() or charset_normalizer.from_bytes(part).best()
     if found is None:
         raise UserError(f"{path}: not UTF-8, and no other encoding fits; name it: NAME=PATH:encoding=cp1252")
     _say_detected(path.parent, found.encoding)
