@@ -186,7 +186,7 @@ def test_of_a_folder_what_holds_no_text_is_left_out_unless_that_is_refused(tmp_p
     with caplog.at_level("INFO"):
         assert read(f"own={tmp_path}") == [[(DOCUMENT, "one")]]
     assert "settings.json: found columns words" in caplog.text
-    assert "own: reads text as document; not used: url" in caplog.text
+    assert "own: read: text as document; not used: url" in caplog.text
     with pytest.raises(UserError, match=r"settings.json: found columns words"):
         open_sources(source_locations([f"own={tmp_path}"]), is_strict=True)
 
@@ -242,7 +242,8 @@ FRENCH = "Où est le garçon ? Il a été reçu à l'école."
 def test_documents_of_several_kinds_and_encodings(tmp_path, caplog):
     """Each file is one document; of a page the text without its menu."""
     (tmp_path / "a.md").write_text(FRENCH, encoding="utf-8-sig")
-    (tmp_path / "b.txt").write_bytes(FRENCH.encode("cp1252"))
+    for name in ("b.txt", "b2.txt"):
+        (tmp_path / name).write_bytes(FRENCH.encode("cp1252"))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(FRENCH.encode("utf-16")))
     (tmp_path / "d.csv").write_bytes(("text\n" + "x\n" * 40_000 + FRENCH + "\n").encode("cp1252"))  # far from its start
     menu = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/b'>Products</a></li></ul></nav>"
@@ -252,10 +253,10 @@ def test_documents_of_several_kinds_and_encodings(tmp_path, caplog):
     (tmp_path / "f.htm").write_text("<html><body></body></html>")
     (source,) = open_sources(source_locations([f"own={tmp_path}"]))
     texts = [text for ((_, text),) in source.rows(None, 0) if text != "x"]
-    assert [set(text.splitlines()) for text in texts] == [{FRENCH}] * 5
+    assert [set(text.splitlines()) for text in texts] == [{FRENCH}] * 6
     assert source.skipped.count == 1
     assert "f.htm: cannot be read: ValueError: no main text found" in source.skipped.first
-    assert caplog.text.count("a file that is not UTF-8 is read as cp1252") == 1
+    assert caplog.text.count("*.txt: what is not UTF-8 is read as cp1252") == 1  # not for each file
 
 
 def test_pdf_needs_an_extra(tmp_path, monkeypatch):
@@ -266,7 +267,7 @@ def test_pdf_needs_an_extra(tmp_path, monkeypatch):
     assert list(source.rows(None, 0)) == [[(DOCUMENT, "Hello from a page")]]
     assert source.skipped.count == 1
     monkeypatch.setitem(sys.modules, "pypdf", None)
-    with pytest.raises(UserError, match=r"pip install 'modernbert-small\[pdf\]'"):
+    with pytest.raises(UserError, match=r"pip install -e \.\[pdf\]"):
         read(f"own={tmp_path}")
 
 

@@ -234,11 +234,11 @@ def _open_parts(source: Source, openers: Mapping[str, Callable[[], Table]], mapp
             continue
         source.parts.append(partial(_rows, table, fields, where, source.skipped))
         source.has_pairs |= len(fields) > 1
-        layouts[_layout(table.columns, fields)] += 1
+        layouts["each file as document" if table.is_document else _layout(table.columns, fields)] += 1
     if not source.parts:
         raise UserError(f"--sources {source.name}={source.location}: no file in it holds texts; expected {LAYOUTS}")
     for layout, count in layouts.items():
-        logger.info("%s: %s%s", source.name, f"{count} files: " if count > 1 else "", layout)
+        logger.info("%s: read: %s%s", source.name, layout, f" ({count} files)" if count > 1 else "")
 
 
 def _require_a_row(table: Table, fields: list[Field], where: str, is_strict: bool) -> None:
@@ -252,7 +252,7 @@ def _layout(columns: Sequence[str], fields: list[Field]) -> str:
     """What is read of a table, for the log."""
     used = ", ".join(f"{' with '.join(field.columns)} as {field.kind}" for field in fields)
     unused = [column for column in columns if not any(column in field.columns for field in fields)]
-    return f"reads {used}; not used: {', '.join(unused) or 'nothing'}"
+    return used + (f"; not used: {', '.join(unused)}" if unused else "")
 
 
 def _rows(table: Table, fields: list[Field], where: str, skipped: Skipped, seed: int | None) -> Iterator[Row]:

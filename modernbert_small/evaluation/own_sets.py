@@ -66,7 +66,8 @@ def read_beir(where: str, folder: Path) -> Parts:
     of_part = f"{where}: {_BEIR_FILES[2]}"
     qrels = read_rows(of_part, folder / _BEIR_FILES[2], ["query-id", "corpus-id", "score"])
     pairs = zip(*(checks.ids(of_part, key, qrels[key]) for key in ("query-id", "corpus-id")), strict=True)
-    return Parts(*texts, checks.gains(of_part, pairs, checks.numbers(of_part, "score", qrels["score"])))
+    corpus, queries = texts
+    return Parts(queries, corpus, checks.gains(of_part, pairs, checks.numbers(of_part, "score", qrels["score"])))
 
 
 def read_answers(where: str, place: Place, columns: Sequence[str]) -> Parts:
@@ -86,7 +87,7 @@ def read_answers(where: str, place: Place, columns: Sequence[str]) -> Parts:
         listed = ", ".join(columns) or "none"
         raise UserError(f"{where}: found columns {listed}; expected {', '.join(PAIR_COLUMNS)}, or queries: {LAYOUTS}")
     unused = ", ".join(name for name in columns if name not in wanted)
-    logger.info("%s: reads %s; not used: %s", where, ", ".join(wanted), unused or "nothing")
+    logger.info("%s: read: %s%s", where, ", ".join(wanted), f"; not used: {unused}" if unused else "")
     table = read_rows(where, Path(place.path), wanted, encoding=place.encoding)
     queries = checks.texts(where, wanted[0], table[wanted[0]])
     answers = table[wanted[1]]

@@ -222,7 +222,7 @@ def _open_pdf(path: Path, encoding: str | None) -> Table:
         import pypdf
     except ImportError as error:
         raise UserError(
-            f"{path}: to read PDF, the package pypdf is missing; install it with: pip install 'modernbert-small[pdf]'"
+            f"{path}: to read PDF, the package pypdf is missing; install it with: pip install -e .[pdf]"
         ) from error
 
     def read(path: Path, _encoding: str | None) -> str:
@@ -261,17 +261,16 @@ def _encoding_of(path: Path) -> str:
             found = western.best() or charset_normalizer.from_bytes(part).best()
     if found is None:
         raise UserError(f"{path}: not UTF-8, and no other encoding fits; name it: NAME=PATH:encoding=cp1252")
-    _say_detected(path.parent, found.encoding)
+    _say_detected(path.with_name(f"*{path.suffix}"), found.encoding)
     return found.encoding
 
 
 @cache
-def _say_detected(folder: Path, encoding: str) -> None:
-    """Log an encoding once for a folder, which may hold many such files."""
+def _say_detected(files: Path, encoding: str) -> None:
+    """Log an encoding once for the files of a folder, which may be many."""
     logger.warning(
-        "%s: a file that is not UTF-8 is read as %s, which its bytes look like; name another one with "
-        "NAME=PATH:encoding=...",
-        folder,
+        "%s: what is not UTF-8 is read as %s, which its bytes look like; name another one with NAME=PATH:encoding=...",
+        files,
         encoding,
     )
 
