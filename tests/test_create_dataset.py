@@ -104,8 +104,8 @@ def test_skipped_rows_are_counted_in_the_record_and_shown(run, tmp_path, capsys,
     first = "articles.jsonl: row 1, column 'text': null; expected a string"
     assert record["skipped"] == {"articles": {"rows": 2, "first": first}}
     assert record["read"]["articles"]["rows"] == 40
-    assert f"articles: 2 rows skipped; the first: {first}" in capsys.readouterr().out
-    assert f"articles: 2 rows skipped; the first: {first}" in caplog.text
+    assert f"articles: rows skipped: 2; the first: {first}" in capsys.readouterr().out
+    assert f"articles: rows skipped: 2; the first: {first}" in caplog.text
     with pytest.raises(UserError, match="row 1, column 'text': null"):
         run("strict", "--strict")
     assert not (tmp_path / "strict").exists()

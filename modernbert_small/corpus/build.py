@@ -86,13 +86,14 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
     if pending:
         _write_sorted(folder / f"{files:05d}.arrow", pending)
     logger.info("%s: %s texts of %s rows", source.name, f"{counts['spilled']:,}", f"{counts['rows']:,}")
-    if source.skipped.count:
-        logger.warning("%s: %s rows skipped; the first: %s", source.name, source.skipped.count, source.skipped.first)
-    found = {**counts, "skipped": source.skipped.count, "first_skipped": source.skipped.first}
-    write_json(folder / _COUNTS, found)
+    skipped = source.skipped
+    if skipped.count:
+        logger.warning("%s: rows skipped: %s; the first: %s", source.name, f"{skipped.count:,}", skipped.first)
+    described = {**counts, "skipped": skipped.count, "first_skipped": skipped.first}
+    write_json(folder / _COUNTS, described)
     sync_tree(folder)
     write_manifest(folder)
-    return found
+    return described
 
 
 def discard_spill(folder: Path) -> None:

@@ -282,18 +282,15 @@ def _texts(row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
     """
     *titles, column = columns
     value = row[column]
-    title = next((title for title in map(row.get, titles) if isinstance(title, str)), "")
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
+    title = next((title.strip() for title in map(row.get, titles) if isinstance(title, str)), "")
+    texts = []
+    for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             found = "null" if text is None else f"{type(text).__name__} {text!r:.60}"
             raise _NoTextError(f"column {column!r}: {found}; expected a string")
-    return [_with_title(title.strip(), text) for text in texts]
-
-
-def _with_title(title: str, text: str) -> str:
-    """A text under its title, unless it begins with it."""
-    return f"# {title}\n\n{text}" if title and not text.lstrip("# \n").startswith(title) else text
+        has_title = not title or text.lstrip("# \n").startswith(title)  # some texts begin with their title
+        texts.append(text if has_title else f"# {title}\n\n{text}")
+    return texts
 
 
 @contextmanager

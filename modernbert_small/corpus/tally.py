@@ -108,7 +108,7 @@ def format_report(record: Mapping[str, Any]) -> str:
         numbers += [split["split_texts"], split["chunks"]]
         lost.append([name, *(f"{number:,}" for number in numbers)])
     notes = [
-        f"{name}: {skipped['rows']:,} rows skipped; the first: {skipped['first']}"
+        f"{name}: rows skipped: {skipped['rows']:,}; the first: {skipped['first']}"
         for name, skipped in record["skipped"].items()
     ]
     return "\n".join([aligned(kept, (0, 1)), "", aligned(lost), *notes])

@@ -57,7 +57,9 @@ def corpus(record: Record) -> Section:
         ),
         _losses_by_source(record),
         *(
-            Paragraph(f"{name}: {count(rows)} rows could not be used and were skipped. run.json shows the first.")
+            Paragraph(
+                f"Rows of {name} that could not be used and were skipped: {count(rows)}. run.json shows the first."
+            )
             for name, rows in skipped.items()
         ),
     )
