@@ -115,30 +115,30 @@ def _rows_of(batch: pa.RecordBatch, wanted: Sequence[str]) -> Iterator[tuple[Any
 
 
 def _open_jsonl(path: Path, encoding: str | None) -> Table:
-    encoding = encoding or _encoding_of(path)
-
     def objects() -> Iterator[object]:
-        with _open_text(path, encoding) as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        yield BadRow(f"line {number} is not JSON: {error}")
+        for number, line in enumerate(_lines(path, encoding), 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    yield BadRow(f"line {number} is not JSON: {error}")
 
     return _table_of_objects(path, objects)
 
 
 def _open_json(path: Path, encoding: str | None) -> Table:
     """An array of objects, one object, or JSON lines under another name."""
-    with _open_text(path, encoding or _encoding_of(path)) as stream:
-        try:
-            found = json.load(stream)
-        except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):
-                raise
-            return _open_jsonl(path, encoding)
-    return _table_of_objects(path, lambda: iter(found if isinstance(found, list) else [found]))
+
+    def objects() -> Iterator[object]:
+        found = json.loads(_read_text(path, encoding))
+        yield from found if isinstance(found, list) else [found]
+
+    try:
+        return _table_of_objects(path, objects)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+        return _open_jsonl(path, encoding)
 
 
 def _table_of_objects(path: Path, objects: Callable[[], Iterator[object]]) -> Table:
@@ -162,26 +162,20 @@ def _not_an_object(value: object) -> BadRow:
 def _open_csv(path: Path, encoding: str | None) -> Table:
     """A file with a header; its delimiter is the one that divides the header into the most cells."""
     csv.field_size_limit(1 << 30)  # the default, 131,072 characters, is shorter than an article
-    encoding = encoding or _encoding_of(path)
 
     def values(wanted: Sequence[str], _seed: int | None) -> Values:
-        with _open_text(path, encoding) as stream:
-            reader = csv.DictReader(stream, strict=True, delimiter=delimiter)
-            for number, row in enumerate(reader, 1):
-                if None in row:  # where DictReader puts cells beyond the header's
-                    cells = len(row) - 1 + len(row[None])
-                    raise UserError(
-                        f"{path}: row {number}: {cells} cells, but the header has {len(columns)}; texts with commas "
-                        'must stand in quotes: "one, two"'
-                    )
-                yield tuple(map(row.get, wanted))
+        reader = csv.DictReader(_lines(path, encoding), strict=True, delimiter=delimiter)
+        for number, row in enumerate(reader, 1):
+            if None in row:  # where DictReader puts cells beyond the header's
+                cells = len(row) - 1 + len(row[None])
+                raise UserError(
+                    f"{path}: row {number}: {cells} cells, but the header has {len(columns)}; texts with commas "
+                    'must stand in quotes: "one, two"'
+                )
+            yield tuple(map(row.get, wanted))
 
-    headers = {}
-    for delimiter in _DELIMITERS:
-        with _open_text(path, encoding) as stream:
-            headers[delimiter] = next(csv.reader(stream, strict=True, delimiter=delimiter), [])
-    delimiter = max(headers, key=lambda one: len(headers[one]))
-    columns = headers[delimiter]
+    headers = {one: next(csv.reader(_lines(path, encoding), delimiter=one), []) for one in _DELIMITERS}
+    delimiter, columns = max(headers.items(), key=lambda item: len(item[1]))
     return Table(columns, values)
 
 
@@ -200,8 +194,7 @@ def _open_document(read: Callable[[Path, str | None], str], path: Path, encoding
 
 
 def _read_text(path: Path, encoding: str | None) -> str:
-    with _open_text(path, encoding or _encoding_of(path)) as stream:
-        return stream.read()
+    return "".join(_lines(path, encoding))
 
 
 def _read_html(path: Path, encoding: str | None) -> str:
@@ -231,38 +224,53 @@ def _open_pdf(path: Path, encoding: str | None) -> Table:
     return _open_document(read, path, encoding)
 
 
-def _open_text(path: Path, encoding: str | None) -> io.TextIOWrapper:
-    """A file's characters, decompressed if its name says so, with line ends as they are, as csv wants them."""
-    return io.TextIOWrapper(pa.input_stream(str(path)), encoding=encoding, newline="")
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
+    """A file's lines with their ends, decompressed if its name says so.
 
-
-def _encoding_of(path: Path) -> str:
-    """UTF-8 if all of a file is, else what its byte-order mark says, or what its first other bytes look like.
+    If no encoding is given, the file is UTF-16 if it has a byte-order mark. Otherwise each line is UTF-8, or of the
+    encoding that the first lines that are not UTF-8 look like. So a file may hold both.
 
     Raises:
         UserError: they look like nothing.
     """
+    with io.BufferedReader(pa.input_stream(str(path)), _DETECTION_BYTES) as stream:  # type: ignore[type-var]
+        beginning = stream.peek(3)
+        if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        if encoding is not None:
+            yield from io.TextIOWrapper(stream, encoding, newline="")
+            return
+        if beginning.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        detected = ""
+        for line in stream:
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                detected = detected or _detect(path, [line, *stream.peek().splitlines(keepends=True)[:-1]])
+                yield line.decode(detected)
+
+
+def _detect(path: Path, lines: Iterable[bytes]) -> str:
+    """The encoding that those of some lines that are not UTF-8 look like."""
     import charset_normalizer
 
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with pa.input_stream(str(path)) as stream:
-        part = stream.read(_DETECTION_BYTES)
-        if part.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return "utf-16"
-        try:
-            while part:
-                decoder.decode(part)
-                part = stream.read(_DETECTION_BYTES)
-            decoder.decode(b"", True)
-            return "utf-8-sig"
-        except UnicodeDecodeError:
-            # Western texts also look like other code pages, so the commonest is asked for first.
-            western = charset_normalizer.from_bytes(part, cp_isolation=["cp1252"])
-            found = western.best() or charset_normalizer.from_bytes(part).best()
+    sample = b"".join(line for line in lines if not _is_utf8(line))
+    # Western texts also look like other code pages, so the commonest is asked for first.
+    western = charset_normalizer.from_bytes(sample, cp_isolation=["cp1252"])
+    found = western.best() or charset_normalizer.from_bytes(sample).best()
     if found is None:
         raise UserError(f"{path}: not UTF-8, and no other encoding fits; name it: NAME=PATH:encoding=cp1252")
     _say_detected(path.with_name(f"*{path.suffix}"), found.encoding)
     return found.encoding
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @cache
