@@ -218,6 +218,8 @@ def _open_pdf(path: Path, encoding: str | None) -> Table:
             f"{path}: to read PDF, the package pypdf is missing; install it with: pip install -e .[pdf]"
         ) from error
 
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of files that it reads all the same
+
     def read(path: Path, _encoding: str | None) -> str:
         return "\n\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
 
