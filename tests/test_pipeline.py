@@ -179,11 +179,16 @@ def test_the_report_knows_all_phases(finished):
 
 def test_pairs_that_phase_1_holds_out_are_measured_by_phases_4_and_5(finished, capsys):
     folder, _ = finished
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()[:30]]
+    queries = [" ".join(reversed(text.split())) for text in texts]
+    rows = [json.dumps({"query": query, "positive": f"{query} indeed"}) for query in queries]
+    (folder / "easy.jsonl").write_text("\n".join(rows))  # which a random teacher can tell apart
+    sources = ["--sources", "own=texts.jsonl", "easy=easy.jsonl"]
     heldout = ["--eval_datasets", "heldout"]
     labels = ["--train_file", "other/corpus", "--teacher_output_dir", "other/teacher", "--output_dir", "other/distil"]
     model = ["--train_file", "other/distil", "--teacher_name_or_path", "other/teacher", "--max_steps", "1"]
     phases = {
-        SCRIPTS[0]: ["--output_dir", "other/corpus", *heldout],
+        SCRIPTS[0]: [*sources, "--output_dir", "other/corpus", *heldout],
         SCRIPTS[3]: [*labels, *heldout],
         SCRIPTS[4]: [*model, "--output_dir", "other/model", *heldout],
     }

@@ -187,6 +187,8 @@ def test_of_a_folder_what_holds_no_text_is_left_out_unless_that_is_refused(tmp_p
         assert read(f"own={tmp_path}") == [[(DOCUMENT, "one")]]
     assert "settings.json: found columns words" in caplog.text
     assert "own: read: text as document; not used: url" in caplog.text
+    assert read(f"own={tmp_path}:text=url") == [[(DOCUMENT, "u")]]
+    assert "settings.json: no column 'url'; found words" in caplog.text
     with pytest.raises(UserError, match=r"settings.json: found columns words"):
         open_sources(source_locations([f"own={tmp_path}"]), is_strict=True)
 

@@ -24,7 +24,7 @@ from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.corpus.files import find_files, require_inside
-from modernbert_small.run.columns import LAYOUTS, NAMES, find_columns, split_mapping
+from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Table, Values, ending, open_file
@@ -54,10 +54,6 @@ class Field(NamedTuple):
 
     columns: tuple[str, ...]
     kind: str
-
-
-class UnusableError(UserError):
-    """A table without texts."""
 
 
 @dataclass
@@ -170,8 +166,7 @@ def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = M
         mapping: of `split_mapping`.
 
     Raises:
-        UnusableError: no column holds a text.
-        UserError: the mapping names a column that is not there.
+        UnusableError: no column holds a text, or the mapping names a column that is not there.
     """
     found = find_columns(columns, where, mapping)
     answers = [(column,) for column in found["positive"]]

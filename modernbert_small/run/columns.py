@@ -23,6 +23,10 @@ LAYOUTS = (
 _MAPPED = re.compile(r"(.+?):(\w+=.*)")
 
 
+class UnusableError(UserError):
+    """A table without texts."""
+
+
 class Place(NamedTuple):
     """A file, folder or hub id, and what the user says about it.
 
@@ -77,10 +81,10 @@ def find_columns(columns: Sequence[str], where: str, mapping: Mapping[str, str])
         mapping: of `split_mapping`; if it is not empty, no other columns count.
 
     Raises:
-        UserError: the mapping names a column that is not there.
+        UnusableError: the mapping names a column that is not there.
     """
     if absent := [column for column in mapping.values() if column not in columns]:
-        raise UserError(f"{where}: no column {absent[0]!r}; found {', '.join(columns) or 'none'}")
+        raise UnusableError(f"{where}: no column {absent[0]!r}; found {', '.join(columns) or 'none'}")
     if mapping:
         return {name: [mapping[name]] if name in mapping else [] for name in NAMES}
     plain = {column.strip().lower().removesuffix("s"): column for column in reversed(columns)}

@@ -235,7 +235,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
     Raises:
         UserError: they look like nothing.
     """
-    with io.BufferedReader(pa.input_stream(str(path)), _DETECTION_BYTES) as stream:  # type: ignore[type-var]
+    with io.BufferedReader(pa.input_stream(str(path)), _DETECTION_BYTES) as stream:
         beginning = stream.peek(3)
         if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             encoding = "utf-16"
