@@ -4,7 +4,7 @@ In:  MS MARCO, philosophy, NPR and FineWiki from the Hugging Face hub, local cop
      files: tables with columns such as `text`, or `query` and `positive`, and documents (docs/own-data.md).
 Out: data/corpus/train-00000-of-000NN.parquet and validation-00000-of-00001.parquet, columns `text`,
      `source`, `kind` (query or document): normalised, at most max_seq_length tokens each, no two equal,
-     shuffled; and run.json.
+     shuffled; and run.json. With --eval_datasets heldout also heldout/, an evaluation set.
 
 The recipe:      python mlm/create_dataset.py
 Own text:        python mlm/create_dataset.py --sources npr notes=/my/notes faq=/my/faq.csv:query=ask,positive=reply
