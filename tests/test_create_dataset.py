@@ -199,8 +199,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run, tmp_path, monkeypatch
 
 
 def test_a_validation_split_of_half_of_the_corpus_shrinks_to_a_tenth_and_says_so(run, caplog):
-    whole, asked = run("whole"), run("asked", "--validation_rows", "5000")
-    assert json.loads((whole / "run.json").read_text())["rows"]["validation"] == 20
+    asked = run("asked", "--validation_rows", "5000")
     rows = json.loads((asked / "run.json").read_text())["rows"]
     assert rows["validation"] == sum(rows.values()) // 10
     assert f"validation_rows: 5000 is half of the corpus's {sum(rows.values())} texts or more" in caplog.text

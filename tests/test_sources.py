@@ -268,9 +268,10 @@ def test_pdf_needs_an_extra(tmp_path, monkeypatch):
     pytest.importorskip("pypdf")
     (tmp_path / "own.pdf").write_bytes(ONE_PAGE)
     (tmp_path / "broken.pdf").write_bytes(ONE_PAGE[:99])
+    (tmp_path / "scan.pdf").write_bytes(ONE_PAGE.replace(b"Tj", b"  "))
     (source,) = open_sources(source_locations([f"own={tmp_path}"]))
     assert list(source.rows(None, 0)) == [[(DOCUMENT, "Hello from a page")]]
-    assert source.skipped.count == 1
+    assert source.skipped.count == 2
     monkeypatch.setitem(sys.modules, "pypdf", None)
     with pytest.raises(UserError, match=r"pip install -e \.\[pdf\]"):
         read(f"own={tmp_path}")

@@ -221,7 +221,10 @@ def _open_pdf(path: Path, encoding: str | None) -> Table:
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of files that it reads all the same
 
     def read(path: Path, _encoding: str | None) -> str:
-        return "\n\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
+        text = "\n\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
+        if not text.strip():
+            raise ValueError("no text in its pages, which may be pictures")
+        return text
 
     return _open_document(read, path, encoding)
 
