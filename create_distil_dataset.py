@@ -14,6 +14,7 @@ the first missing shard. Training on such labels follows LEAF (https://arxiv.org
 """
 
 import logging
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from sentence_transformers import SentenceTransformer
 
 from modernbert_small.evaluation.account import account
 from modernbert_small.evaluation.embedder import KnownVectors, save_vectors
+from modernbert_small.evaluation.own_sets import HELDOUT, set_inputs, set_locations
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
@@ -203,6 +205,8 @@ def finish(args: DistilDatasetArguments, run: Run, labeller: Labeller, ceiling: 
             f"{truncated:,}",
             labeller.max_seq_length,
         )
+    if (heldout := Path(args.train_file, HELDOUT)).is_dir():  # for phase 5, which does not read the corpus
+        shutil.copytree(heldout, run.folder / HELDOUT, dirs_exist_ok=True)
     run.finish(
         {
             "ceiling": ceiling,
@@ -219,13 +223,14 @@ def main() -> None:
     """Reduce the teacher, measure what that costs, label both splits."""
     args = parse_settings(DistilDatasetArguments, "create_distil_dataset", __doc__)
     inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
-    label_inputs = inputs | {f"eval_datasets {name}": name for name in args.eval_datasets}
+    set_paths = set_locations(args.eval_datasets, args.train_file)
+    label_inputs = inputs | set_inputs(set_paths)
     run = begin("create_distil_dataset", args.output_dir, asdict(args), label_inputs, args.overwrite)
     if run is None:
         restore_reduced_teacher(args, inputs)
         return
     check_splits(args.train_file, args.embedding_dim)
-    sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     teacher = load_teacher(args)
     run.start()
 

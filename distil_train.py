@@ -31,6 +31,7 @@ from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation.account import account_after_training
 from modernbert_small.evaluation.embedder import load_vectors
 from modernbert_small.evaluation.overlap import texts_in_training
+from modernbert_small.evaluation.own_sets import set_inputs, set_locations
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
@@ -77,7 +78,7 @@ class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingA
     )
     eval_datasets: list[str] = field(
         default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={"help": "sets to report on: NanoBEIR names, folders laid out like it, stsb, files of sentence pairs"},
+        metadata={"help": "sets to report on: NanoBEIR names, folders, stsb, files of queries or pairs, heldout"},
     )
     tokens_per_batch: int = field(
         default=16_384,
@@ -237,7 +238,8 @@ def main() -> None:
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
-    inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}
+    set_paths = set_locations(args.eval_datasets, args.train_file)
+    inputs |= set_inputs(set_paths)
     run = begin("distil_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
     if run is None:
         write_report_and_upload(args)
@@ -248,7 +250,7 @@ def main() -> None:
         "--teacher_name_or_path", args.teacher_name_or_path, str(args.device), args.trust_remote_code
     )
     student = load_student(args, teacher)
-    sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+    sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     overlap = find_overlap(args, *sets)
     upload = prepare_upload(args)
     run.aside = ("checkpoint-*", "runs", "eval")
@@ -260,7 +262,7 @@ def main() -> None:
     save_embedding_model(student, run.folder)
     is_reduced = is_reduced_teacher(args.teacher_name_or_path)
     again = ["python", "-m", "modernbert_small.evaluate", output_dir, args.teacher_name_or_path, "--datasets"]
-    again += args.eval_datasets
+    again += set_paths.values()
     known = load_vectors(args.train_file, run.record["inputs"]["teacher"].get("hash"))
     comparison = account_after_training(student, teacher, is_reduced, *sets, shlex.join(again), known)
     measurements |= {"account": comparison, "reported_texts_in_training": overlap}

@@ -1,13 +1,13 @@
 r"""Phase 1: build the text corpus that the other phases train on.
 
 In:  MS MARCO, philosophy, NPR and FineWiki from the Hugging Face hub, local copies of them, or your own
-     Parquet, JSONL, CSV or .txt files with columns `text`, or `query, positive[, negative]`, or `title, body`.
+     files: tables with columns such as `text`, or `query` and `positive`, and documents (docs/own-data.md).
 Out: data/corpus/train-00000-of-000NN.parquet and validation-00000-of-00001.parquet, columns `text`,
      `source`, `kind` (query or document): normalised, at most max_seq_length tokens each, no two equal,
-     shuffled; and run.json.
+     shuffled; and run.json. With --eval_datasets heldout also heldout/, an evaluation set.
 
 The recipe:      python mlm/create_dataset.py
-Own text:        python mlm/create_dataset.py --sources npr notes=/my/notes
+Own text:        python mlm/create_dataset.py --sources npr notes=/my/notes faq=/my/faq.csv:query=ask,positive=reply
 Tiny, no hub:    python mlm/create_dataset.py --sources python_docs --max_rows_per_source 2000 \
                      --validation_rows 200 --tokenizer_name_or_path /my/tokenizer
 
@@ -22,17 +22,23 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from modernbert_small.corpus.build import discard_spill, merge, spill_source, write_splits
+import pyarrow as pa
+
+from modernbert_small.corpus.build import discard_spill, merge, shrink_validation, spill_source, write_splits
 from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
-from modernbert_small.corpus.sources import is_local, open_sources, source_locations
+from modernbert_small.corpus.heldout import hold_out, kept_out_texts
+from modernbert_small.corpus.sources import Source, is_local, open_sources, source_locations
 from modernbert_small.corpus.tally import Tally, format_report, measure
 from modernbert_small.corpus.text import Chunker
+from modernbert_small.evaluation.own_sets import HELDOUT, set_inputs, write_set
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.run.artefacts import begin
+from modernbert_small.run.columns import split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.script import next_command, run_script
@@ -52,7 +58,10 @@ class CreateDatasetArguments:
 
     sources: list[str] = field(
         default_factory=lambda: ["msmarco", "sep", "npr", "finewiki"],
-        metadata={"help": "msmarco, sep, npr, finewiki, python_docs, or NAME=LOCAL_PATH_OR_HUB_ID"},
+        metadata={
+            "help": "msmarco, sep, npr, finewiki, python_docs, or NAME=LOCAL_PATH_OR_HUB_ID, which may name columns: "
+            "NAME=PATH:query=COLUMN,positive=COLUMN"
+        },
     )
     output_dir: str = field(default="data/corpus", metadata={"help": "folder of the corpus"})
     tokenizer_name_or_path: str = field(
@@ -65,11 +74,17 @@ class CreateDatasetArguments:
     max_rows_per_source: int | None = field(
         default=None, metadata={"help": "how many rows to read from each source, in random order; by default all"}
     )
-    validation_rows: int = field(default=2000, metadata={"help": "texts of the validation split"})
+    strict: bool = field(
+        default=False, metadata={"help": "refuse rows and files that cannot be used, which are skipped and counted"}
+    )
+    validation_rows: int = field(
+        default=2000, metadata={"help": "texts of the validation split; a tenth if that is half of the corpus"}
+    )
     eval_datasets: list[str] = field(
         default_factory=lambda: list(REPORTED_SETS),
         metadata={
-            "help": "sets that the model will be reported on, as in phase 5; texts that equal their queries are dropped"
+            "help": "sets that the model will be reported on, as in phase 5; texts that equal their queries are "
+            "dropped; heldout makes a set of the sources' own pairs, which are kept out"
         },
     )
     decontaminate: Literal["queries", "all", "no"] = field(
@@ -96,19 +111,23 @@ class CreateDatasetArguments:
             for name, minimum in least.items()
             if (value := getattr(self, name)) is not None and value < minimum
         ]
-        return problems if self.sources else [*problems, "sources: none given; name at least one"]
+        if not self.sources:
+            problems.append("sources: none given; name at least one")
+        if HELDOUT in self.eval_datasets and self.decontaminate == "no":
+            problems.append(f"decontaminate: no, but eval_datasets has {HELDOUT}, which keeps texts out; use queries")
+        return problems
 
 
-def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tuple[Contamination | None, list[str]]:
-    """The evaluation texts that the corpus must not contain, None if there are none, and the sets' names.
+def texts_to_keep_out(args: CreateDatasetArguments, is_all_local: bool) -> tuple[list[str], list[str]]:
+    """The evaluation texts that the corpus must not contain, and the sets' names, without those to be held out.
 
     The default sets come from the hub. Without the hub they cannot be loaded, which for a corpus of local files is only
     a warning: its model may be reported on other sets.
     """
-    if args.decontaminate == "no" or not args.eval_datasets:
-        return None, []
+    if args.decontaminate == "no":
+        return [], []
     try:
-        retrieval, pairs = load_evaluation_sets("--eval_datasets", args.eval_datasets)
+        retrieval, pairs = load_evaluation_sets("--eval_datasets", named_sets(args))
     except UserError as error:
         if not is_all_local or args.eval_datasets != list(REPORTED_SETS):
             raise
@@ -118,17 +137,34 @@ def find_contamination(args: CreateDatasetArguments, is_all_local: bool) -> tupl
             "trained on it; name the sets that you will report on with --eval_datasets",
             " and ".join(REPORTED_SETS),
         )
-        return None, []
+        return [], []
     texts = evaluation_texts(retrieval, pairs, documents=args.decontaminate == "all")
-    return Contamination(texts), [*(dataset.name for dataset in retrieval), *(dataset.name for dataset in pairs)]
+    return list(texts), [*(dataset.name for dataset in retrieval), *(dataset.name for dataset in pairs)]
 
 
-def require_enough(texts: int, args: CreateDatasetArguments, folder: Path) -> None:
-    """Refuse a corpus that is too small for its validation split, and remove what was written of it.
+def named_sets(args: CreateDatasetArguments) -> list[str]:
+    """The evaluation sets that are there before the corpus is."""
+    return [name for name in args.eval_datasets if name != HELDOUT]
+
+
+def make_heldout_set(args: CreateDatasetArguments, sources: list[Source], folder: Path) -> list[str]:
+    """Write the set of pairs to hold out, if it is asked for; returns the texts that the corpus must not contain."""
+    if HELDOUT not in args.eval_datasets:
+        return []
+    parts = hold_out(sources, args.max_rows_per_source, args.seed)
+    write_set(folder / HELDOUT, HELDOUT, parts)
+    logger.info("held out: %d queries; documents to search: %d", len(parts.queries), len(parts.corpus))
+    return list(kept_out_texts(parts))
+
+
+def divide(tables: Iterable[pa.Table], args: CreateDatasetArguments, folder: Path) -> None:
+    """Write the splits, with a smaller validation split than was asked for if the corpus is small.
 
     Raises:
-        UserError: half of the texts or more are in the validation split, or would be in the smallest one.
+        UserError: the corpus has too few texts for any; what was written is removed.
     """
+    files = write_splits(tables, folder, args.validation_rows)
+    texts = sum(files.values())
     if texts <= 2 * LEAST_VALIDATION_ROWS:
         shutil.rmtree(folder)
         raise UserError(
@@ -136,29 +172,37 @@ def require_enough(texts: int, args: CreateDatasetArguments, folder: Path) -> No
             f"expected at least {2 * LEAST_VALIDATION_ROWS + 1}"
         )
     if 2 * args.validation_rows >= texts:
-        shutil.rmtree(folder)  # the settings have to change, so nothing here can be used again
-        raise UserError(
-            f"validation_rows: {args.validation_rows}, but the corpus has only {texts} texts; use less than half of "
-            "them"
+        fewer = max(LEAST_VALIDATION_ROWS, texts // 10)
+        logger.warning(
+            "validation_rows: %d is half of the corpus's %d texts or more; its validation split has %d texts",
+            args.validation_rows,
+            texts,
+            fewer,
         )
+        shrink_validation(folder, files, fewer)
 
 
 def main() -> None:
     """Write each source's cleaned texts to disk; then deduplicate, decontaminate, shuffle and split them all."""
     args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
     locations = source_locations(args.sources)
-    inputs = {name: location for name, location in locations.items() if location is not None}
+    inputs = {
+        name: split_mapping("--sources", location).path for name, location in locations.items() if location is not None
+    }
     inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
-    inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}
+    inputs |= set_inputs({name: name for name in named_sets(args)})
     settings = dataclasses.asdict(args)
     run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite, one_process=True, uses_gpu=False)
     if run is None:
         return
-    sources = open_sources(locations)
+    sources = open_sources(locations, args.strict)
+    if HELDOUT in args.eval_datasets and not any(source.has_pairs for source in sources):
+        raise UserError(f"--eval_datasets {HELDOUT}: no source has queries with their documents; name another set")
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path, args.trust_remote_code)
     chunker = Chunker(tokenizer, args.max_seq_length)
-    contamination, kept_out = find_contamination(args, all(map(is_local, locations.values())))
+    texts, kept_out = texts_to_keep_out(args, all(map(is_local, locations.values())))
     run.start()
+    heldout = make_heldout_set(args, sources, run.folder)
 
     spill = run.folder / "spill"
     counts = {
@@ -170,14 +214,14 @@ def main() -> None:
     contaminated: Counter[str] = Counter()
     tally = Tally()
     tables = merge({source.name: spill / source.name for source in sources}, duplicates)
-    if contamination is not None:
-        tables = contamination.drop(tables, contaminated)
-    files = write_splits(tally.watch(tables), run.folder, args.validation_rows)
-    require_enough(sum(files.values()), args, run.folder)
+    if texts or heldout:
+        tables = Contamination([*texts, *heldout]).drop(tables, contaminated)
+    divide(tally.watch(tables), args, run.folder)
     discard_spill(spill)
 
     by_source = tally.by_source([source.name for source in sources], chunker)
     measurements = measure(counts, duplicates, contaminated, by_source, run.folder)
+    kept_out += [HELDOUT] * bool(heldout)
     record = run.finish(measurements | {"evaluation_sets_kept_out": kept_out})
     print(format_report(record))
     following = next_command("mlm/init_model_mlm.py")

@@ -65,14 +65,16 @@ def test_text_is_kept_in_chunks_that_fit(tokenizer, text):
 
 
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(FILES, st.sampled_from(["jsonl", "csv", "txt", "parquet"]))
-def test_a_file_is_read_or_refused_in_words(tmp_path, content, suffix):
+@given(FILES, st.sampled_from(["jsonl", "json", "csv.gz", "tsv", "txt", "html", "pdf", "arrow", "parquet"]))
+def test_a_file_is_read_or_skipped_or_refused_in_words(tmp_path, content, suffix):
     file = tmp_path / f"own.{suffix}"
     file.write_bytes(content)
     said = str(file)
     try:
-        for row in open_sources({"own": str(file)})[0].rows(None, 0):
+        (source,) = open_sources({"own": str(file)})
+        for row in source.rows(None, 0):
             assert all(isinstance(text, str) for _, text in row)
+        said = source.skipped.first or said
     except UserError as error:
         said = str(error)
     assert str(file) in said

@@ -181,7 +181,7 @@ CASES = [
     (
         PHASE_1,
         lambda folder: pq.write_table(pa.table({"text": half_null(40)}), folder / "own.parquet"),
-        [],
+        ["--strict"],
         "row 8, column 'text': null; expected a string",
     ),
     (PHASE_1, remove("init/tokenizer.json"), [], "--tokenizer_name_or_path init"),

@@ -8,6 +8,7 @@ from datasets import load_dataset
 from helpers import load_script, run_in_process, tiny_tokenizer
 
 from modernbert_small.corpus import build as corpus
+from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.run.errors import UserError
 
 SCRIPT = "mlm/create_dataset.py"
@@ -39,6 +40,14 @@ def run(tmp_path, monkeypatch):
 
 def parquet_bytes(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+def folder_bytes(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def parquet_texts(folder):
+    return set(pq.ParquetDataset(sorted(folder.glob("*.parquet"))).read()["text"].to_pylist())
 
 
 def test_corpus_and_its_record(run, tmp_path, capsys):
@@ -81,12 +90,47 @@ def test_evaluation_queries_are_kept_out(run, tmp_path):
             ("kept", ("--eval_datasets", "evaluation", "--decontaminate", "no")),
         )
     )
-    texts = [
-        set(pq.ParquetDataset(sorted(out.glob("*.parquet"))).read()["text"].to_pylist()) for out in (before, after)
-    ]
-    assert texts[0] - texts[1] == {"what is number 3"}
+    assert parquet_texts(before) - parquet_texts(after) == {"what is number 3"}
     assert json.loads((after / "run.json").read_text())["dropped"]["triplets"]["contaminated"] == 1
     assert parquet_bytes(kept) == parquet_bytes(before)
+
+
+def test_skipped_rows_are_counted_in_the_record_and_shown(run, tmp_path, capsys, caplog):
+    articles = tmp_path / "articles.jsonl"
+    articles.write_text('{"text": null}\nnot JSON\n' + articles.read_text())
+    record = json.loads((run() / "run.json").read_text())
+    first = "articles.jsonl: row 1, column 'text': null; expected a string"
+    assert record["skipped"] == {"articles": {"rows": 2, "first": first}}
+    assert record["read"]["articles"]["rows"] == 40
+    assert f"articles: rows skipped: 2; the first: {first}" in capsys.readouterr().out
+    assert f"articles: rows skipped: 2; the first: {first}" in caplog.text
+    with pytest.raises(UserError, match="row 1, column 'text': null"):
+        run("strict", "--strict")
+    assert not (tmp_path / "strict").exists()
+
+
+def test_pairs_are_held_out_of_the_corpus_as_an_evaluation_set(run, tmp_path):
+    before, out = (parquet_texts(run(*flags)) for flags in (("before",), ("out", "--eval_datasets", "heldout")))
+    ((heldout,), _) = load_evaluation_sets("--eval_datasets", [str(tmp_path / "out" / "heldout")])
+    assert heldout.name == "heldout"
+    assert len(heldout.queries) == 6  # a tenth of the pairs
+    assert len(heldout.corpus) == 60
+    for query, documents in heldout.relevant.items():
+        number = heldout.queries[query].removeprefix("what is number ")
+        assert [heldout.corpus[document] for document in documents] == [
+            f"number {number} is the one after {int(number) - 1}"
+        ]
+    relevant = {heldout.corpus[document] for documents in heldout.relevant.values() for document in documents}
+    assert before - out == set(heldout.queries.values()) | relevant
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["evaluation_sets_kept_out"] == ["heldout"]
+    assert record["dropped"]["triplets"]["contaminated"] == 12
+    assert run("again", "--eval_datasets", "heldout")
+    assert folder_bytes(tmp_path / "again" / "heldout") == folder_bytes(tmp_path / "out" / "heldout")
+    with pytest.raises(UserError, match="eval_datasets heldout: no source has queries with their documents"):
+        run("none", "--sources", "articles=articles.jsonl", "--eval_datasets", "heldout")
+    with pytest.raises(UserError, match="decontaminate: no, but eval_datasets has heldout"):
+        run("no", "--eval_datasets", "heldout", "--decontaminate", "no")
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
@@ -152,11 +196,14 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run, tmp_path, monkeypatch
     assert not list((tmp_path / "cut").glob("spill*"))
 
 
-def test_validation_must_leave_most_of_the_corpus(run, tmp_path):
-    with pytest.raises(UserError, match=r"validation_rows: 5000, but the corpus has only \d+ texts"):
-        run("out", "--validation_rows", "5000")
-    assert not list(tmp_path.glob("out*/"))
-    run("out")
+def test_a_validation_split_of_half_of_the_corpus_shrinks_to_a_tenth_and_says_so(run, caplog):
+    asked = run("asked", "--validation_rows", "5000")
+    rows = json.loads((asked / "run.json").read_text())["rows"]
+    assert rows["validation"] == sum(rows.values()) // 10
+    assert f"validation_rows: 5000 is half of the corpus's {sum(rows.values())} texts or more" in caplog.text
+    assert f"has {rows['validation']} texts" in caplog.text
+    directly = run("directly", "--validation_rows", str(rows["validation"]))
+    assert parquet_bytes(asked) == parquet_bytes(directly)
 
 
 @pytest.mark.parametrize(

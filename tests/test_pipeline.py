@@ -205,6 +205,34 @@ def test_the_report_knows_all_phases(finished):
     assert "<h3>eins " in text  # a search
 
 
+def test_pairs_that_phase_1_holds_out_are_measured_by_phases_4_and_5(finished, capsys):
+    folder, _ = finished
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()[:30]]
+    queries = [" ".join(reversed(text.split())) for text in texts]
+    rows = [json.dumps({"query": query, "positive": f"{query} indeed"}) for query in queries]
+    (folder / "easy.jsonl").write_text("\n".join(rows))  # which a random teacher can tell apart
+    sources = ["--sources", "own=texts.jsonl", "easy=easy.jsonl"]
+    heldout = ["--eval_datasets", "heldout"]
+    labels = ["--train_file", "other/corpus", "--teacher_output_dir", "other/teacher", "--output_dir", "other/distil"]
+    model = ["--train_file", "other/distil", "--teacher_name_or_path", "other/teacher", "--max_steps", "1"]
+    phases = {
+        SCRIPTS[0]: [*sources, "--output_dir", "other/corpus", *heldout],
+        SCRIPTS[3]: [*labels, *heldout],
+        SCRIPTS[4]: [*model, "--output_dir", "other/model", *heldout],
+    }
+    for script, flags in phases.items():
+        result = run_in_process(script, folder, capsys, "--config", "tiny.yaml", *flags)
+        assert result.returncode == 0, result.stderr
+    record = json.loads((folder / "other/model/run.json").read_text())
+    assert record["inputs"]["eval_datasets heldout"]["path"] == "other/distil/heldout"
+    assert record["reported_texts_in_training"] == {}
+    (student,) = [row for row in record["account"]["retrieval"] if row["system"] == "student"]
+    assert list(student["scores"]) == ["heldout"]
+    for script, data in ((SCRIPTS[3], "data/corpus"), (SCRIPTS[4], "data/distil")):
+        result = run_in_process(script, folder, capsys, "--config", "tiny.yaml", *heldout, "--output_dir", "other/x")
+        assert f"error: --eval_datasets heldout: no {data}/heldout; make it with" in result.stderr
+
+
 @pytest.mark.parametrize(("artefact", "script"), list(zip(ARTEFACTS, SCRIPTS, strict=True)))
 def test_run_json_says_what_was_made_from_what(finished, artefact, script):
     folder, _ = finished

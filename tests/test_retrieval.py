@@ -1,5 +1,7 @@
 """Evaluation sets from folders, files and names."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,8 +64,104 @@ def test_sentence_pairs(tmp_path):
     with pytest.raises(UserError, match=r"pairs.parquet: score is null in row 0"):
         load_evaluation_sets(FLAG, [str(file)])
     file.write_text("sentence1,sentence2")
-    with pytest.raises(UserError, match=r"pairs.parquet: expected Parquet with sentence1, sentence2, score"):
+    with pytest.raises(UserError, match=r"pairs.parquet: cannot be read: ArrowInvalid"):
         load_evaluation_sets(FLAG, [str(file)])
+
+
+def write_beir(folder):
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": "d1", "title": "One", "text": "the first"}, {"_id": "2", "title": "", "text": "second"}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "eins"}\n{"_id": "q2", "text": "zwei"}\n')
+    rows = [
+        ("query-id", "corpus-id", "score"),
+        ("q1", "d1", "2"),
+        ("q1", "2", "0"),
+        ("q2", "2", "1"),
+        ("q9", "d1", "1"),
+    ]
+    (folder / "qrels/test.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+def test_a_folder_laid_out_like_beir(tmp_path):
+    write_beir(tmp_path / "mine")
+    ((mine,), _) = load_evaluation_sets(FLAG, [f"{tmp_path / 'mine'}/"])
+    queries, corpus = {"q1": "eins", "q2": "zwei"}, {"d1": "One the first", "2": "second"}
+    assert mine == RetrievalSet("mine", queries, corpus, {"q1": {"d1"}, "q2": {"2"}}, {("q1", "d1"): 2})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("queries.jsonl", None, "no queries.jsonl; expected corpus.jsonl, queries.jsonl, qrels/test.tsv as in BEIR"),
+        ("queries.jsonl", '{"_id": "q1", "text": null}', "column text holds null in all rows"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": 2, "text": "b"}', "expected values of one type in a"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id', "corpus.jsonl: row 1: line 2 is not JSON"),
+        ("corpus.jsonl", '{"id": "d1", "text": "a"}', "corpus.jsonl: no column '_id'; found id, text"),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\tvery\n",
+            "qrels/test.tsv: Failed to parse string: 'very'",
+        ),
+        ("qrels/test.tsv", "q1\td1\t1\n", "no column 'query-id'; found q1, d1, 1"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_like_beir_is_one_line(tmp_path, file, text, said):
+    write_beir(tmp_path / "mine")
+    (tmp_path / "mine" / file).unlink() if text is None else (tmp_path / "mine" / file).write_text(text)
+    with pytest.raises(UserError, match=r"^--eval_datasets [^\n]*$") as refused:
+        load_evaluation_sets(FLAG, [str(tmp_path / "mine")])
+    assert said in str(refused.value)
+
+
+def test_tables_of_queries_and_answers(tmp_path):
+    """All answers are the documents; a query may have several, in rows or in a list; a score grades them."""
+    (tmp_path / "plain.csv").write_text("question;answer;page\nwer?;sie;1\nwo?;hier;2\nwer?;er;3\n")
+    (tmp_path / "lists.jsonl").write_text('{"q": "wer?", "a": ["sie", "er"]}\n{"q": "wo?", "a": ["hier"]}\n')
+    (tmp_path / "graded.tsv").write_text("query\tpositive\tscore\nwer?\tsie\t2\nwer?\ter\t1\nwer?\thier\t0\n")
+    names = [
+        str(tmp_path / "plain.csv"),
+        f"{tmp_path / 'lists.jsonl'}:query=q,positive=a",
+        str(tmp_path / "graded.tsv"),
+    ]
+    (plain, lists, graded), pairs = load_evaluation_sets(FLAG, names)
+    assert pairs == []
+    assert plain.queries == {"q0": "wer?", "q1": "wo?"}
+    assert (plain.corpus, plain.relevant) == (
+        {"d0": "sie", "d1": "hier", "d2": "er"},
+        {"q0": {"d0", "d2"}, "q1": {"d1"}},
+    )
+    assert {q: {lists.corpus[d] for d in found} for q, found in lists.relevant.items()} == {
+        "q0": {"sie", "er"},
+        "q1": {"hier"},
+    }
+    assert (plain.name, lists.name, plain.gains) == ("plain", "lists", {})
+    assert (graded.relevant, graded.gains) == ({"q0": {"d0", "d1"}}, {("q0", "d0"): 2})
+    assert len(graded.corpus) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "text\none\n", "found columns text; expected sentence1, sentence2, score, or queries: one of text"),
+        ("a.docx", "", "found a .docx file; expected .jsonl"),
+        ("a.jsonl", '{"query": "a", "positive": "b"}\n{"query": "c", "positive": null}', "positive is null in row 1"),
+        ("a.csv", "query,positive,score\na,b,1\na,b,2\n", "row 1 gives query 'q0' and document 'd0' the score 2.0"),
+        ("a.csv:query=q", "query,positive\na,b\n", "no column 'q'; found query, positive"),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_queries_is_one_line(tmp_path, name, text, said):
+    (tmp_path / name.partition(":")[0]).write_text(text)
+    with pytest.raises(UserError, match=r"^--eval_datasets [^\n]*$") as refused:
+        load_evaluation_sets(FLAG, [str(tmp_path / name)])
+    assert said in str(refused.value)
+
+
+def test_sentence_pairs_may_be_a_csv_file(tmp_path):
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,score\na,b,0.5\nc,d,1\n")
+    assert load_evaluation_sets(FLAG, [str(tmp_path / "pairs.csv")])[1] == [
+        PairSet("pairs", ["a", "c"], ["b", "d"], [0.5, 1.0])
+    ]
 
 
 def test_scores_of_qrels_are_gains_and_0_is_not_relevant(tmp_path):

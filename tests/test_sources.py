@@ -1,5 +1,9 @@
+import bz2
 import csv
+import gzip
+import io
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +19,11 @@ FLAT = [
 ]
 
 
+PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+ENDINGS = [".parquet", ".arrow", ".stream.arrow", ".jsonl", ".json", ".lines.json", ".jsonl.zst", ".json.bz2"]
+ENDINGS += [".csv", ".semicolons.csv", ".tsv.gz"]
+
+
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -24,15 +33,24 @@ def write(path, columns):
     """Columns as a file of the format that its suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    if path.suffix == ".parquet":
+    ending = path.name.partition(".")[2]
+    if ending == "parquet":
         pq.write_table(pa.table(columns), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("\n\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8-sig") as stream:
-            writer = csv.DictWriter(stream, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
+    elif ending in ("arrow", "stream.arrow"):
+        table = pa.table(columns)
+        with (pa.ipc.new_file if ending == "arrow" else pa.ipc.new_stream)(path, table.schema) as writer:
+            writer.write_table(table)
+    elif "json" in ending:
+        lines = "\n\n".join(json.dumps(row) for row in rows)
+        text = json.dumps(rows, indent=1) if ending == "json" else lines
+        path.write_bytes(PACKED.get(path.suffix, bytes)(text.encode()))
+    elif "sv" in ending:
+        delimiter = {"csv": ",", "semicolons.csv": ";", "tsv.gz": "\t"}[ending]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(columns), delimiter=delimiter, quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_bytes(PACKED.get(path.suffix, bytes)(text.getvalue().encode("utf-8-sig")))
     return path
 
 
@@ -40,12 +58,12 @@ def read(spec, max_rows=None, seed=0):
     return list(open_sources(source_locations([spec]))[0].rows(max_rows, seed))
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+@pytest.mark.parametrize("suffix", ENDINGS)
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     assert read(f"own={write(tmp_path / f'data{suffix}', ROWS)}") == FLAT
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+@pytest.mark.parametrize("suffix", ENDINGS)
 def test_text_survives_quotes_newlines_and_length(tmp_path, suffix):
     texts = ['a "quoted", text', "two\n\nparagraphs", "ü😀", "long " * 50_000]
     assert read(f"own={write(tmp_path / f'data{suffix}', {'text': texts})}") == [[(DOCUMENT, t)] for t in texts]
@@ -73,7 +91,12 @@ def test_a_folder_laid_out_like_a_hub_dataset_keeps_its_config(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        (["id", "text", "title", "body"], [(("text",), DOCUMENT)]),
+        (["id", "text", "title", "body"], [(("title", "text"), DOCUMENT)]),  # as in BEIR
+        (["url", "Content"], [(("Content",), DOCUMENT)]),
+        (["question", "answers"], [(("question",), QUERY), (("answers",), DOCUMENT)]),
+        (["anchor", "context"], [(("anchor",), QUERY), (("context",), DOCUMENT)]),
+        (["title", "passage", "query"], [(("query",), QUERY), (("passage",), DOCUMENT)]),
+        (["passage"], [(("passage",), DOCUMENT)]),
         (["query", "positive"], [(("query",), QUERY), (("positive",), DOCUMENT)]),
         (
             ["positive", "query", "text_chunk"],
@@ -100,10 +123,10 @@ def test_a_limited_source_is_sampled_not_cut_and_the_seed_decides(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sentence": ["a"]}, "found columns sentence; expected `text`, or `query, positive"),
-        ({"text": ["a", None]}, "row 2, column 'text': null; expected a string"),
-        ({"text": [1, 2]}, "row 1, column 'text': int 1; expected a string"),
+        ({"words": ["a"]}, "found columns words; expected one of text, content"),
+        ({"text": [1, 2]}, "row 1, column 'text': int 1; expected a string; none of its 2 rows can be used"),
         ({"title": ["a"], "body": [None]}, "row 1, column 'body': null"),
+        ({"query": ["a"], "positive": [["b", None]]}, "row 1, column 'positive': null"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -119,9 +142,9 @@ def test_bad_columns_and_values_are_named(tmp_path, suffix, columns, message):
     ("name", "content", "message"),
     [
         ("half.parquet", b"PAR1 and then nothing", "cannot be read"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text": ', "cannot be read"),
-        ("list.jsonl", b"[1]", "line 1: expected a JSON object"),
-        ("latin.txt", "Käse".encode("latin-1"), "cannot be read: UnicodeDecodeError: 'utf-8' codec"),
+        ("bad.json", b'[{"text": "a"}, {"text": ', "cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "cannot be read"),
+        ("list.jsonl", b"[1]", "expected a JSON object, found [1]"),
         ("short.csv", b"query,positive\nonly one field\n", "row 1, column 'positive': null"),
         ("empty.jsonl", b"", "found columns none"),
         (
@@ -140,6 +163,120 @@ def test_a_broken_file_is_one_line(tmp_path, name, content, message):
     assert message in str(caught.value)
 
 
+BROKEN = b'{"text": "one"}\n{"text": null}\n{"text": \n[2]\n{"text": ["two", "three"]}\n{"words": "none"}\n'
+
+
+def test_rows_that_cannot_be_used_are_skipped_and_counted_or_refused(tmp_path):
+    (tmp_path / "own.jsonl").write_bytes(BROKEN)
+    locations = source_locations([f"own={tmp_path / 'own.jsonl'}"])
+    (source,) = open_sources(locations)
+    for _ in range(2):  # a second reading counts anew
+        assert list(source.rows(None, 0)) == [[(DOCUMENT, "one")], [(DOCUMENT, "two"), (DOCUMENT, "three")]]
+        assert source.skipped.count == 4
+    assert source.skipped.first == f"{tmp_path / 'own.jsonl'}: row 2, column 'text': null; expected a string"
+    assert len(list(source.rows(2, 0))) == 2  # the skipped ones are not among the rows that were asked for
+    with pytest.raises(UserError, match=r"row 2, column 'text': null.*; without --strict such rows are skipped"):
+        list(open_sources(locations, is_strict=True)[0].rows(None, 0))
+
+
+def test_of_a_folder_what_holds_no_text_is_left_out_unless_that_is_refused(tmp_path, caplog):
+    write(tmp_path / "a.jsonl", {"text": ["one"], "url": ["u"]})
+    write(tmp_path / "settings.json", {"words": ["none"]})
+    (tmp_path / "empty.html").write_text("<html></html>")
+    with caplog.at_level("INFO"):
+        assert read(f"own={tmp_path}") == [[(DOCUMENT, "one")]]
+    assert "settings.json: found columns words" in caplog.text
+    assert "own: read: text as document; not used: url" in caplog.text
+    assert read(f"own={tmp_path}:text=url") == [[(DOCUMENT, "u")]]
+    assert "settings.json: no column 'url'; found words" in caplog.text
+    with pytest.raises(UserError, match=r"settings.json: found columns words"):
+        open_sources(source_locations([f"own={tmp_path}"]), is_strict=True)
+
+
+def test_a_mapping_names_columns_and_encoding(tmp_path):
+    columns = {"Frage": ["wer?"], "gute Antwort": ["sie, für immer"], "text": ["anderes"], "Titel": ["T"]}
+    path = write(tmp_path / "a b.csv", columns)
+    assert read(f"own={path}:query=Frage,positive=gute Antwort") == [[(QUERY, "wer?"), (DOCUMENT, "sie, für immer")]]
+    assert read(f"own={path}:query=Frage") == [[(QUERY, "wer?")]]
+    assert read(f"own={path}:text=gute Antwort,title=Titel") == [[(DOCUMENT, "# T\n\nsie, für immer")]]
+    path.write_bytes("text;x\nПривет;1\n".encode("koi8-r"))
+    assert read(f"own={path}:encoding=koi8-r") == [[(DOCUMENT, "Привет")]]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("query=q", "no column 'q'; found question, answer"),
+        ("query=question,answer=answer", "found 'answer=answer'; expected query, positive, negative, text, title"),
+        ("query=,positive=answer", "found 'query='"),
+        ("encoding=klingon", "Python knows no encoding klingon"),
+        ("positive=answer", "found columns question, answer; expected one of text"),
+    ],
+)
+def test_a_wrong_mapping_is_one_line(tmp_path, mapping, message):
+    path = write(tmp_path / "data.csv", {"question": ["a"], "answer": ["b"]})
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        read(f"own={path}:{mapping}")
+    assert message in str(caught.value)
+
+
+def test_a_title_stands_above_its_text_once(tmp_path):
+    rows = {"title": ["T", "T", "", None], "text": ["one", "# T\n\ntwo", "three", "four"]}
+    texts = [row[0][1] for row in read(f"own={write(tmp_path / 'data.jsonl', rows)}")]
+    assert texts == ["# T\n\none", "# T\n\ntwo", "three", "four"]
+
+
+ONE_PAGE = b"""%PDF-1.4
+1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
+2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
+3 0 obj<</Type/Page/Parent 2 0 R/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>endobj
+4 0 obj<</Length 48>>stream
+BT /F 12 Tf 72 720 Td (Hello from a page) Tj ET
+endstream endobj
+5 0 obj<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>endobj
+trailer<</Root 1 0 R>>
+startxref
+0
+%%EOF"""
+FRENCH = "Où est le garçon ? Il a été reçu à l'école."
+
+
+def test_documents_of_several_kinds_and_encodings(tmp_path, caplog):
+    """Each file is one document; of a page the text without its menu."""
+    (tmp_path / "a.md").write_text(FRENCH, encoding="utf-8-sig")
+    for name in ("b.txt", "b2.txt"):
+        (tmp_path / name).write_bytes(FRENCH.encode("cp1252"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(FRENCH.encode("utf-16")))
+    lines = [f"text\nÀ l'été\n{'x' * 70_000}\n".encode(), f"{FRENCH}\n".encode("cp1252"), "À l'été\n".encode()]
+    (tmp_path / "d.csv").write_bytes(b"".join(lines))  # of two encodings
+    menu = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/b'>Products</a></li></ul></nav>"
+    body = f"<body>{menu}<main>{f'<p>{FRENCH}</p>' * 6}</main><footer>© 2024</footer></body>"
+    page = f"<html><head><meta charset='iso-8859-1'><title>A page</title></head>{body}</html>"
+    (tmp_path / "e.html").write_bytes(page.encode("cp1252"))
+    (tmp_path / "f.htm").write_text("<html><body></body></html>")
+    (source,) = open_sources(source_locations([f"own={tmp_path}"]))
+    texts = [text for ((_, text),) in source.rows(None, 0) if text[0] != "x"]
+    assert [set(text.splitlines()) for text in texts] == [
+        {text} for text in [*[FRENCH] * 4, "À l'été", FRENCH, "À l'été", FRENCH]
+    ]
+    assert source.skipped.count == 1
+    assert "f.htm: cannot be read: ValueError: no main text found" in source.skipped.first
+    assert caplog.text.count("*.txt: what is not UTF-8 is read as cp1252") == 1  # not for each file
+
+
+def test_pdf_needs_an_extra(tmp_path, monkeypatch):
+    pytest.importorskip("pypdf")
+    (tmp_path / "own.pdf").write_bytes(ONE_PAGE)
+    (tmp_path / "broken.pdf").write_bytes(ONE_PAGE[:99])
+    (tmp_path / "scan.pdf").write_bytes(ONE_PAGE.replace(b"Tj", b"  "))
+    (source,) = open_sources(source_locations([f"own={tmp_path}"]))
+    assert list(source.rows(None, 0)) == [[(DOCUMENT, "Hello from a page")]]
+    assert source.skipped.count == 2
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    with pytest.raises(UserError, match=r"pip install -e \.\[pdf\]"):
+        read(f"own={tmp_path}")
+
+
 def test_a_parquet_file_cut_short_is_found_before_anything_is_read(tmp_path):
     path = write(tmp_path / "data.parquet", {"text": ["a"] * 1000})
     path.write_bytes(path.read_bytes()[:-100])
@@ -156,6 +293,7 @@ def test_a_parquet_file_cut_short_is_found_before_anything_is_read(tmp_path):
         (["own="], "expected NAME or NAME=PATH_OR_HUB_ID"),
         (["a b=x"], "expected NAME or NAME=PATH_OR_HUB_ID"),
         (["npr", "npr=x"], "npr is named twice"),
+        (["query=q"], "in a recipe put quotes around a whole source with a mapping"),
     ],
 )
 def test_bad_sources_are_refused(specs, message):
@@ -166,7 +304,7 @@ def test_bad_sources_are_refused(specs, message):
 
 def test_a_folder_without_readable_files_lists_what_it_has(tmp_path):
     (tmp_path / "notes.docx").touch()
-    with pytest.raises(UserError, match=r"found \.docx in the folder; expected \.parquet, \.jsonl, \.csv, \.txt"):
+    with pytest.raises(UserError, match=r"found \.docx in the folder; expected \.jsonl, .*\.html, .*\.parquet, .*\.gz"):
         open_sources(source_locations([f"own={tmp_path}"]))
 
 

@@ -20,6 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,20 +50,20 @@ _ROWS_PER_GROUP = 10_000
 _ROWS_PER_SHARD = 250_000
 _ROWS_PER_MESSAGE = 100_000
 _COUNTS = "counts.json"
-_COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled", "skipped_files")
+_COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled")
 
 
-def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int | None, seed: int) -> dict[str, int]:
+def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int | None, seed: int) -> dict[str, Any]:
     """First pass over one source: clean, chunk, hash, write to `folder`.
 
     A folder that agrees with its manifest is complete and not made again; another one is begun anew.
 
     Returns:
-        Counts: rows, texts, empty, too_short, split_texts, chunks (that split texts became), spilled and
-        skipped_files.
+        Counts: rows, texts, empty, too_short, split_texts, chunks (that split texts became) and spilled; skipped, rows
+        that cannot be used; and first_skipped, what is wrong with the first of them.
 
     Raises:
-        UserError: the source has a bad row.
+        UserError: what `Source.rows` raises.
     """
     if folder.exists():
         if not (found := damage(folder)):
@@ -85,11 +86,14 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
     if pending:
         _write_sorted(folder / f"{files:05d}.arrow", pending)
     logger.info("%s: %s texts of %s rows", source.name, f"{counts['spilled']:,}", f"{counts['rows']:,}")
-    counts["skipped_files"] = len(source.skipped_files)
-    write_json(folder / _COUNTS, counts)
+    skipped = source.skipped
+    if skipped.count:
+        logger.warning("%s: rows skipped: %s; the first: %s", source.name, f"{skipped.count:,}", skipped.first)
+    described = {**counts, "skipped": skipped.count, "first_skipped": skipped.first}
+    write_json(folder / _COUNTS, described)
     sync_tree(folder)
     write_manifest(folder)
-    return dict(counts)
+    return described
 
 
 def discard_spill(folder: Path) -> None:
@@ -143,6 +147,20 @@ def write_splits(tables: Iterable[pa.Table], folder: Path, validation_rows: int)
         (folder / f"train-{index:05d}.parquet").rename(folder / name)
         rows[name] = count
     return rows
+
+
+def shrink_validation(folder: Path, files: Mapping[str, int], validation_rows: int) -> dict[str, int]:
+    """Divide a small corpus again, whose validation split takes half of it or more; both are held in memory.
+
+    Args:
+        folder: of the splits that `write_splits` wrote.
+        files: what it returned, the validation split first.
+        validation_rows: fewer than it was given.
+
+    Returns:
+        As `write_splits`.
+    """
+    return write_splits([pq.ParquetFile(folder / name).read() for name in files], folder, validation_rows)
 
 
 def _batches(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[Row]:

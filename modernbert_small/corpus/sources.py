@@ -1,7 +1,7 @@
 """Where text comes from: the four sets of the recipe, docstrings, and people's own files.
 
-A source gives rows; a row gives one or more texts, each a `query` or a `document`. Columns are recognised
-by name: `text`, or `query, positive[, negative][, text_chunk]`, or `title, body`.
+A source gives rows; a row gives one or more texts, each a `query` or a `document`. Columns are known by their names,
+or named by a mapping: see `run.columns`. A row without its texts is skipped and counted.
 """
 
 import errno
@@ -9,29 +9,25 @@ import logging
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import yaml
 from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
-from modernbert_small.corpus.files import (
-    READERS,
-    ROWS_PER_READ,
-    Table,
-    Values,
-    find_files,
-    open_file,
-    require_inside,
-)
+from modernbert_small.corpus.files import find_files, require_inside
+from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
+from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Table, Values, ending, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +40,46 @@ KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
     "npr": ("sentence-transformers/npr", None),
     "finewiki": ("HuggingFaceFW/finewiki", "en"),
 }
-LAYOUTS = "`text`, or `query, positive[, negative]`, or `title, body`"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _SHUFFLE_BUFFER = 10_000
 
 Row = list[tuple[str, str]]  # (kind, text) of each text of a row
+Part = Callable[[int | None], Iterator[Row]]
 
 
 class Field(NamedTuple):
-    """Columns that make one text, and its kind."""
+    """Columns that make one text, a title before the text, and its kind. Lists in the last one make several texts."""
 
     columns: tuple[str, ...]
     kind: str
+
+
+@dataclass
+class Skipped:
+    """Rows that cannot be used.
+
+    Attributes:
+        is_strict: they are refused.
+        count: of them.
+        first: what is wrong with the first of them.
+    """
+
+    is_strict: bool = False
+    count: int = 0
+    first: str = ""
+
+    def note(self, what: str) -> None:
+        """Count a row.
+
+        Raises:
+            UserError: such rows are refused.
+        """
+        if self.is_strict:
+            raise UserError(f"{what}; without --strict such rows are skipped and counted")
+        self.first = self.first or what
+        self.count += 1
 
 
 @dataclass
@@ -68,20 +90,23 @@ class Source:
         name: what the corpus calls it.
         location: local path or hub id; None for docstrings.
         parts: one function a file or hub dataset, from a seed (None: keep the order) to its rows.
-        skipped_files: docstring files that do not parse, as they are met.
+        skipped: rows, documents and files with docstrings that cannot be used, as they are met.
+        has_pairs: some rows begin with a query and a document that answers it.
     """
 
     name: str
     location: str | None
-    parts: list[Callable[[int | None], Iterator[Row]]]
-    skipped_files: list[Path] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+    has_pairs: bool = False
 
     def rows(self, max_rows: int | None, seed: int) -> Iterator[Row]:
         """All rows in order, or `max_rows` of them from a shuffle of the files and a buffer of rows.
 
         Raises:
-            UserError: a null, a text that is not a string, a file that breaks off, a hub that goes away.
+            UserError: a file that breaks off, a hub that goes away, a row that cannot be used if such are refused.
         """
+        self.skipped.count = 0
         if max_rows is None:
             return chain.from_iterable(part(None) for part in self.parts)
         order = random.Random(seed)
@@ -94,7 +119,7 @@ def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
     """Each source's name and its local path or hub id; None for docstrings.
 
     Args:
-        specs: `name`, or `name=<local path or hub id>`.
+        specs: `name`, or `name=<local path or hub id>`, which a mapping may follow.
 
     Raises:
         UserError: an unknown or repeated name.
@@ -115,44 +140,53 @@ def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
 
 def is_local(location: str | None) -> bool:
     """Whether a source needs no hub: docstrings, files and folders."""
-    return location is None or Path(location).exists()
+    return location is None or Path(split_mapping("--sources", location).path).exists()
 
 
-def open_sources(locations: Mapping[str, str | None]) -> list[Source]:
-    """Open every source and look at its first row; nothing is written.
+def open_sources(locations: Mapping[str, str | None], is_strict: bool = False) -> list[Source]:
+    """Open every source and look for its first row; nothing is written.
 
     Args:
-        locations: as `source_locations` gives them.
+        locations: as `source_locations` gives them, with mappings or without.
+        is_strict: refuse rows and files that cannot be used, which are skipped otherwise.
 
     Raises:
-        UserError: a missing path, a hub out of reach, columns of no known layout, a corrupt file.
+        UserError: a missing path, a hub out of reach, columns of no known names, a corrupt file, no row that can be
+            used.
     """
-    return [_open_source(name, location) for name, location in locations.items()]
+    return [_open_source(name, location, is_strict) for name, location in locations.items()]
 
 
-def recognise(columns: Sequence[str], where: str) -> list[Field]:
-    """The texts of a row by the names of its columns, `text` before the other layouts.
+def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = MappingProxyType({})) -> list[Field]:
+    """The texts of a row: a query with documents, or else one document.
+
+    Args:
+        columns: of the table.
+        where: what the table is, for errors.
+        mapping: of `split_mapping`.
 
     Raises:
-        UserError: no layout fits.
+        UnusableError: no column holds a text, or the mapping names a column that is not there.
     """
-    present = set(columns)
-    if "text" in present:
-        return [Field(("text",), DOCUMENT)]
-    if {"query", "positive"} <= present:
-        documents = [name for name in ("positive", "negative", "text_chunk") if name in present]
-        return [Field(("query",), QUERY), *(Field((name,), DOCUMENT) for name in documents)]
-    if {"title", "body"} <= present:
-        return [Field(("title", "body"), DOCUMENT)]
-    raise UserError(f"{where}: found columns {', '.join(columns) or 'none'}; expected {LAYOUTS}")
+    found = find_columns(columns, where, mapping)
+    answers = [(column,) for column in found["positive"]]
+    texts = [(*found["title"][:1], column) for column in found["text"][:1]]
+    if found["query"]:
+        documents = [*(answers or texts), *((column,) for column in found["negative"])]
+        return [Field((found["query"][0],), QUERY), *(Field(document, DOCUMENT) for document in documents)]
+    if texts:
+        return [Field(texts[0], DOCUMENT)]
+    raise UnusableError(f"{where}: found columns {', '.join(columns) or 'none'}; expected {LAYOUTS}")
 
 
-def _open_source(name: str, location: str | None) -> Source:
+def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
+    source = Source(name, location, skipped=Skipped(is_strict))
     if location is None:
-        source = Source(name, None, [])
-        source.parts = [partial(_docstring_rows, path, source.skipped_files) for path in python_files()]
+        source.parts = [partial(_docstring_rows, path, source.skipped) for path in python_files()]
+        source.has_pairs = True
         return source
-    path = Path(location)
+    place = split_mapping("--sources", location)
+    path = Path(place.path)
     configs = _hub_configs(path)
     for pattern in _strings(configs):
         if "://" in pattern or "::" in pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
@@ -161,39 +195,97 @@ def _open_source(name: str, location: str | None) -> Source:
                 "files in it: name the other place as a source of its own"
             )
     if path.exists() and configs is None:
-        files = find_files(name, path)
-        return Source(name, location, [_open_part(str(file), partial(open_file, file)) for file in files])
-    if not path.exists() and (not _HUB_ID.fullmatch(location) or path.suffix.lower() in READERS):
-        raise UserError(f"--sources {name}={location}: no such file or folder")
-    _, config = KNOWN_SOURCES.get(name, (None, None))
-    opener = partial(_open_dataset, name, location, config)
-    return Source(name, location, [_open_part(f"{name} ({location})", opener)])
+        openers = {str(file): partial(open_file, file, place.encoding) for file in find_files(name, path)}
+    elif path.exists() or (_HUB_ID.fullmatch(place.path) and not ending(path) and name not in NAMES):
+        _, config = KNOWN_SOURCES.get(name, (None, None))
+        openers = {f"{name} ({place.path})": partial(_open_dataset, name, place.path, config)}
+    else:
+        quotes = "; in a recipe put quotes around a whole source with a mapping" if name in NAMES else ""
+        raise UserError(f"--sources {name}={location}: no such file or folder{quotes}")
+    _open_parts(source, openers, place.columns)
+    return source
 
 
-def _open_part(where: str, opener: Callable[[], Table]) -> Callable[[int | None], Iterator[Row]]:
-    """Open a table, check its layout and its first row."""
-    with _explained(where):
-        table = opener()
-    part = partial(_rows, table, recognise(table.columns, where), where)
-    next(part(None), None)
-    return part
+def _open_parts(source: Source, openers: Mapping[str, Callable[[], Table]], mapping: Mapping[str, str]) -> None:
+    """Open the tables of a source, and say what is read of them. Of several, those without texts are left out.
+
+    Args:
+        source: gets `parts` and `has_pairs`.
+        openers: by what to call the table in messages.
+        mapping: of `split_mapping`.
+    """
+    layouts: Counter[str] = Counter()
+    for where, opener in openers.items():
+        with _explained(where):
+            table = opener()
+        try:
+            fields = recognise(table.columns, where, {} if table.is_document else mapping)
+            if not table.is_document:  # which takes time to read, and cannot be anything else
+                _require_a_row(table, fields, where, source.skipped.is_strict)
+        except UnusableError as error:
+            if source.skipped.is_strict or len(openers) == 1:
+                raise
+            logger.warning("%s: not read: %s", source.name, error)
+            continue
+        source.parts.append(partial(_rows, table, fields, where, source.skipped))
+        source.has_pairs |= len(fields) > 1
+        layouts["each file as document" if table.is_document else _layout(table.columns, fields)] += 1
+    if not source.parts:
+        raise UserError(f"--sources {source.name}={source.location}: no file in it holds texts; expected {LAYOUTS}")
+    for layout, count in layouts.items():
+        logger.info("%s: read: %s%s", source.name, layout, f" ({count} files)" if count > 1 else "")
 
 
-def _rows(table: Table, fields: list[Field], where: str, seed: int | None) -> Iterator[Row]:
+def _require_a_row(table: Table, fields: list[Field], where: str, is_strict: bool) -> None:
+    """Refuse a table none of whose rows can be used, unless it has no rows."""
+    trial = Skipped(is_strict)
+    if next(_rows(table, fields, where, trial, None), None) is None and trial.count:
+        raise UnusableError(f"{trial.first}; none of its {trial.count} rows can be used")
+
+
+def _layout(columns: Sequence[str], fields: list[Field]) -> str:
+    """What is read of a table, for the log."""
+    used = ", ".join(f"{' with '.join(field.columns)} as {field.kind}" for field in fields)
+    unused = [column for column in columns if not any(column in field.columns for field in fields)]
+    return used + (f"; not used: {', '.join(unused)}" if unused else "")
+
+
+def _rows(table: Table, fields: list[Field], where: str, skipped: Skipped, seed: int | None) -> Iterator[Row]:
     """The rows of a table as texts."""
     wanted = list(dict.fromkeys(column for one in fields for column in one.columns))
     with _explained(where):
         for number, values in enumerate(table.values(wanted, seed), 1):
-            for column, value in zip(wanted, values, strict=True):
-                if not isinstance(value, str):
-                    found = "null" if value is None else f"{type(value).__name__} {value!r:.60}"
-                    raise UserError(f"{where}: row {number}, column {column!r}: {found}; expected a string")
+            if isinstance(values, BadRow):
+                skipped.note(f"{where}: {'' if table.is_document else f'row {number}: '}{values.why}")
+                continue
             row = dict(zip(wanted, values, strict=True))
-            yield [(kind, _join(*(row[column] for column in columns))) for columns, kind in fields]
+            try:
+                yield [(kind, text) for columns, kind in fields for text in _texts(row, columns)]
+            except _NoTextError as error:
+                skipped.note(f"{where}: row {number}, {error}")
 
 
-def _join(first: str, body: str | None = None) -> str:
-    return first if body is None else f"# {first}\n\n{body}"
+class _NoTextError(Exception):
+    """A value that is no text."""
+
+
+def _texts(row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
+    """One text, or one for each item of a list.
+
+    Raises:
+        _NoTextError: a null or something else that is no string.
+    """
+    *titles, column = columns
+    value = row[column]
+    title = next((title.strip() for title in map(row.get, titles) if isinstance(title, str)), "")
+    texts = []
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
+            found = "null" if text is None else f"{type(text).__name__} {text!r:.60}"
+            raise _NoTextError(f"column {column!r}: {found}; expected a string")
+        has_title = not title or text.lstrip("# \n").startswith(title)  # some texts begin with their title
+        texts.append(text if has_title else f"# {title}\n\n{text}")
+    return texts
 
 
 @contextmanager
@@ -229,10 +321,10 @@ def _shuffled(rows: Iterable[Row], order: random.Random) -> Iterator[Row]:
     yield from buffer
 
 
-def _docstring_rows(path: Path, skipped: list[Path], _seed: int | None) -> Iterator[Row]:
+def _docstring_rows(path: Path, skipped: Skipped, _seed: int | None) -> Iterator[Row]:
     docstrings = read_docstrings(path)
     if docstrings is None:
-        skipped.append(path)
+        skipped.note(f"{path}: does not parse")
     for summary, body in docstrings or []:
         yield [(kind, text) for kind, text in ((QUERY, summary), (DOCUMENT, body)) if text]
 

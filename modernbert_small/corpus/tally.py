@@ -52,7 +52,7 @@ class Tally:
 
 
 def measure(
-    counts: Mapping[str, Mapping[str, int]],
+    counts: Mapping[str, Mapping[str, Any]],
     duplicates: Mapping[str, int],
     contaminated: Mapping[str, int],
     by_source: list[dict[str, Any]],
@@ -87,7 +87,11 @@ def measure(
             for name, count in counts.items()
         },
         "split": {name: {what: count[what] for what in ("split_texts", "chunks")} for name, count in counts.items()},
-        "skipped_files": {name: count["skipped_files"] for name, count in counts.items() if count["skipped_files"]},
+        "skipped": {
+            name: {"rows": count["skipped"], "first": count["first_skipped"]}
+            for name, count in counts.items()
+            if count["skipped"]
+        },
     }
 
 
@@ -103,5 +107,8 @@ def format_report(record: Mapping[str, Any]) -> str:
         numbers += [dropped[why] for why in ("empty", "too_short", "duplicate", "contaminated")]
         numbers += [split["split_texts"], split["chunks"]]
         lost.append([name, *(f"{number:,}" for number in numbers)])
-    notes = [f"{name}: {files} files do not parse" for name, files in record["skipped_files"].items()]
+    notes = [
+        f"{name}: rows skipped: {skipped['rows']:,}; the first: {skipped['first']}"
+        for name, skipped in record["skipped"].items()
+    ]
     return "\n".join([aligned(kept, (0, 1)), "", aligned(lost), *notes])

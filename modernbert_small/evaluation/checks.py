@@ -81,6 +81,22 @@ def by_id(where: str, keys: Iterable[str], values: Iterable[str]) -> dict[str, s
     return found
 
 
+def gains(where: str, pairs: Iterable[tuple[str, str]], scores: Iterable[float]) -> dict[tuple[str, str], float]:
+    """The scores of qrels by (query id, document id). A row that repeats an earlier one does no harm.
+
+    Raises:
+        UserError: two rows give one pair different scores.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for row, (pair, score) in enumerate(zip(pairs, scores, strict=True)):
+        if found.setdefault(pair, score) != score:
+            raise UserError(
+                f"{where}: row {row} gives query {pair[0]!r} and document {pair[1]!r} the score {score}, but an "
+                f"earlier row {found[pair]}; expected one score for each pair"
+            )
+    return found
+
+
 def require_ranking(where: str, first: Sequence[str], second: Sequence[str], scores: Sequence[float]) -> None:
     """Refuse sentence pairs that no correlation can be computed of.
 

@@ -1,10 +1,10 @@
-"""Evaluation sets: retrieval sets by NanoBEIR name or from a folder, sentence pairs by name or from a file."""
+"""Evaluation sets: retrieval sets and sentence pairs, by name from the hub, from folders and from files."""
 
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,16 +17,17 @@ from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATA
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from modernbert_small.evaluation import checks
+from modernbert_small.evaluation import checks, own_sets
+from modernbert_small.run.columns import Place, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_own, why_the_hub_failed
+from modernbert_small.run.readers import ending
 
 logger = logging.getLogger(__name__)
 
 ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
 _STSB_HUB_ID = "sentence-transformers/stsb"
-_PAIR_COLUMNS = ["sentence1", "sentence2", "score"]
 _SHARD = re.compile(r"(?P<name>.+?)(-\d{5}-of-(?P<files>\d{5}))?")  # `wiki-en-00000-of-00001` is of the set wiki-en
 
 
@@ -71,16 +72,17 @@ _Found = tuple[RetrievalSet | PairSet, Path | None]
 
 
 def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[RetrievalSet], list[PairSet]]:
-    """Load sets by name, from folders laid out like NanoBEIR, and from files of sentence pairs.
+    """Load sets by name, from folders laid out like NanoBEIR or BEIR, and from files.
 
-    A folder holds `corpus/`, `queries/` and `qrels/` with files `<Set>.parquet` or `<Set>-00000-of-00001.parquet`.
-    Corpus and queries have the columns `_id` and `text`; qrels have `query-id` and `corpus-id`, and `score` if the
-    relevance is graded. A score of 0 or less says that a document is not relevant. One folder may hold several sets.
-    A file of sentence pairs is Parquet with the columns `sentence1`, `sentence2` and `score`.
+    A folder like NanoBEIR holds `corpus/`, `queries/` and `qrels/` with files `<Set>.parquet` or
+    `<Set>-00000-of-00001.parquet`. Corpus and queries have the columns `_id` and `text`; qrels have `query-id` and
+    `corpus-id`, and `score` if the relevance is graded. A score of 0 or less says that a document is not relevant. One
+    folder may hold several sets. `own_sets` describes folders like BEIR, and files of queries with their answers. A
+    file of sentence pairs has the columns `sentence1`, `sentence2` and `score`.
 
     Args:
         flag: the flag that gave the names, for errors.
-        names: NanoBEIR's names, `nanobeir` for all of them, `stsb`, folders, files.
+        names: NanoBEIR's names, `nanobeir` for all of them, `stsb`, folders, files, which a mapping may follow.
 
     Returns:
         Retrieval sets, and sets of sentence pairs. Sets that have the same name are told apart by their folders' names.
@@ -98,11 +100,12 @@ def load_evaluation_sets(flag: str, names: Sequence[str]) -> tuple[list[Retrieva
 
 def _load(flag: str, name: str) -> list[_Found]:
     """The sets of one name, folder or file."""
-    path = Path(name)
+    place = split_mapping(flag, name)
+    path = Path(place.path)
     if path.is_dir():
         return [(one, path) for one in _read_folder(flag, path)]
     if path.is_file():
-        return [(_read_pairs(flag, path), path.parent)]
+        return [(_read_file(flag, place), path.parent)]
     if name.lower() == STSB:
         return [(_load_stsb(flag), None)]
     if name.lower() == ALL_NANOBEIR:
@@ -132,15 +135,14 @@ def _tell_apart(flag: str, loaded: Sequence[_Found]) -> list[RetrievalSet | Pair
     return named
 
 
-def _read_pairs(flag: str, file: Path) -> PairSet:
-    """A set of sentence pairs from a Parquet file."""
-    try:
-        table = pq.read_table(file, columns=_PAIR_COLUMNS)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{flag} {file}: expected Parquet with {', '.join(_PAIR_COLUMNS)}: {error}") from error
-    if set(table.column_names) != set(_PAIR_COLUMNS):
-        raise UserError(f"{flag} {file}: columns {table.column_names}, expected {_PAIR_COLUMNS}")
-    return _pair_set(f"{flag} {file}", file.stem, table)
+def _read_file(flag: str, place: Place) -> RetrievalSet | PairSet:
+    """A set of sentence pairs, or of queries with their answers, from a file."""
+    file, where = Path(place.path), f"{flag} {place.path}"
+    columns = own_sets.file_columns(where, file, place.encoding)
+    name = file.name.removesuffix(ending(file) or "")
+    if set(own_sets.PAIR_COLUMNS) <= set(columns) and not place.columns:
+        return _pair_set(where, name, own_sets.read_rows(where, file, own_sets.PAIR_COLUMNS, (), place.encoding))
+    return _retrieval_set(where, name, *own_sets.read_answers(where, place, columns))
 
 
 def _pair_set(where: str, name: str, table: pa.Table) -> PairSet:
@@ -149,9 +151,9 @@ def _pair_set(where: str, name: str, table: pa.Table) -> PairSet:
     Args:
         where: the flag and the file, for errors.
         name: of the set.
-        table: with the columns _PAIR_COLUMNS.
+        table: with the columns `own_sets.PAIR_COLUMNS`.
     """
-    first, second = (checks.texts(where, column, table[column]) for column in _PAIR_COLUMNS[:2])
+    first, second = (checks.texts(where, column, table[column]) for column in own_sets.PAIR_COLUMNS[:2])
     scores = checks.numbers(where, "score", table["score"])
     checks.require_ranking(where, first, second, scores)
     return PairSet(name, first, second, scores)
@@ -167,7 +169,7 @@ def _load_stsb(flag: str) -> PairSet:
         if is_own(error):
             raise
         raise UserError(_no_hub(flag, STSB, _STSB_HUB_ID, error)) from error
-    return _pair_set(f"{flag} {STSB}", STSB, pa.table({name: list(rows[name]) for name in _PAIR_COLUMNS}))
+    return _pair_set(f"{flag} {STSB}", STSB, pa.table({name: list(rows[name]) for name in own_sets.PAIR_COLUMNS}))
 
 
 def _no_hub(flag: str, name: str, hub_id: str, error: Exception) -> str:
@@ -233,13 +235,19 @@ def _retrieval_set(
 
 
 def _read_folder(flag: str, folder: Path) -> list[RetrievalSet]:
-    """All sets of a folder laid out like NanoBEIR."""
+    """All sets of a folder laid out like NanoBEIR, or the one of a folder laid out like BEIR."""
+    if own_sets.is_beir(folder):
+        where = f"{flag} {folder}"
+        return [_retrieval_set(where, folder.resolve().name, *own_sets.read_beir(where, folder))]
     for part in ("", "corpus", "queries", "qrels"):
         with suppress(FileNotFoundError, NotADirectoryError):
             os.listdir(folder / part)  # a denied permission is an error here, but no file at all for `glob`
     names = sorted({_set_name(file) for file in folder.glob("qrels/*.parquet")})
     if not names:
-        raise UserError(f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR")
+        raise UserError(
+            f"{flag} {folder}: no qrels/*.parquet; expected corpus/, queries/ and qrels/ as in NanoBEIR, or "
+            "corpus.jsonl, queries.jsonl and qrels/test.tsv as in BEIR"
+        )
     return [_read_set(flag, folder, name) for name in names]
 
 
@@ -261,19 +269,7 @@ def _read_set(flag: str, folder: Path, name: str) -> RetrievalSet:
     pairs = zip(*(checks.ids(of_part, key, table[key]) for key in ("query-id", "corpus-id")), strict=True)
     has_scores = "score" in table.column_names
     scores = checks.numbers(of_part, "score", table["score"]) if has_scores else [1.0] * len(table)
-    return _retrieval_set(where, name, by_part["queries"], by_part["corpus"], _gains(of_part, pairs, scores))
-
-
-def _gains(where: str, pairs: Iterable[tuple[str, str]], scores: Iterable[float]) -> dict[tuple[str, str], float]:
-    """The scores of qrels by (query id, document id)."""
-    gains: dict[tuple[str, str], float] = {}
-    for row, (pair, score) in enumerate(zip(pairs, scores, strict=True)):
-        if gains.setdefault(pair, score) != score:
-            raise UserError(
-                f"{where}: row {row} gives query {pair[0]!r} and document {pair[1]!r} the score {score}, but an "
-                f"earlier row {gains[pair]}; expected one score for each pair"
-            )
-    return gains
+    return _retrieval_set(where, name, by_part["queries"], by_part["corpus"], checks.gains(of_part, pairs, scores))
 
 
 def _read_part(where: str, part: str, name: str, folder: Path, columns: tuple[str, str]) -> pa.Table:

@@ -39,7 +39,7 @@ def corpus(record: Record) -> Section:
 
     Args:
         record: with `rows` by split; `tokens`, an estimate; `by_source`, entries with `source`, `kind`, `rows` and
-            `tokens`; and, by source, `read`, `dropped` (texts by reason), `split` and `skipped_files`.
+            `tokens`; and, by source, `read`, `dropped` (texts by reason), `split` and `skipped` (`rows`).
     """
     rows, dropped = record.get("rows", {}), record.get("dropped", {})
     by_source = record.get("by_source", [])
@@ -48,7 +48,7 @@ def corpus(record: Record) -> Section:
         [entry["source"], entry["kind"], *map(count, (entry["rows"], entry["tokens"], entry["tokens"] / entry["rows"]))]
         for entry in by_source
     ]
-    skipped = record.get("skipped_files", {}).items()
+    skipped = {name: found["rows"] for name, found in record.get("skipped", {}).items()}
     return section(
         tiles(
             ("Training texts", rows.get("train"), count, ""),
@@ -61,7 +61,12 @@ def corpus(record: Record) -> Section:
             table("Texts kept, by source and kind", ["Source", "Kind", "Texts", "Tokens", "Tokens per text"], kept),
         ),
         _losses_by_source(record),
-        *(Paragraph(f"{name}: {number} files could not be parsed and were skipped.") for name, number in skipped),
+        *(
+            Paragraph(
+                f"Rows of {name} that could not be used and were skipped: {count(rows)}. run.json shows the first."
+            )
+            for name, rows in skipped.items()
+        ),
     )
 
 
