@@ -14,6 +14,7 @@ that an earlier run finished.
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
-from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.loss import predict_masked
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
@@ -86,8 +87,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
         )
     require_context(args.max_seq_length, student.config)
     require_finite(student, f"{flag} {args.model_name_or_path}")
-    student.sparse_prediction = True  # computes logits only for tokens that have a label
-    student.loss_function = masked_cross_entropy
+    student.forward = partial(predict_masked, student)
     use_packed_attention(student, args.attn_implementation, args.device, args.compute_dtype)
     return student, tokenizer
 

@@ -75,6 +75,7 @@ def test_packed_features_by_hand() -> None:
     features = packed_features(np.array([7, 8, 9, 7, 9, 7]), np.array([3, 2, 1]))
     assert features["input_ids"].tolist() == [[7, 8, 9, 7, 9, 7]]
     assert features["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert features["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2]]
     assert features["cu_seq_lens_q"].tolist() == [0, 3, 5, 6]
     assert features["max_length_q"] == 3
 
@@ -84,7 +85,7 @@ def test_packed_features_by_hand() -> None:
 def test_packed_features_are_those_of_transformers_collator(lengths: np.ndarray, seed: int) -> None:
     tokens = np.random.default_rng(seed).integers(0, 50_000, lengths.sum())
     rows = [{"input_ids": row} for row in np.split(tokens, np.cumsum(lengths)[:-1])]
-    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
+    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(rows)
     del expected["labels"]
     features = packed_features(tokens, lengths)
     assert features.keys() == expected.keys()

@@ -52,6 +52,9 @@ class PackedTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "checkpoints to keep; the best one so far is among them"}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "wait for every loss; not needed, since steps that are not finite are skipped"}
+    )
     report_to: str | None = field(
         default="tensorboard", metadata={"help": "tools that receive the metrics: transformers' integrations, or none"}
     )

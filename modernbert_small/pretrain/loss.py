@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import ModernBertForMaskedLM, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
 
 from modernbert_small.pretrain.masking import IGNORED, MaskedLMDataset, padded_batches
 
@@ -66,6 +67,32 @@ def masked_cross_entropy(
     """
     total = _CrossEntropy.apply(logits.view(-1, vocab_size), labels)
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def predict_masked(
+    model: ModernBertForMaskedLM,
+    masked: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    **features: Any,
+) -> MaskedLMOutput:
+    """The loss of a packed batch; logits are computed for the masked tokens alone, and are not returned.
+
+    With `sparse_prediction` transformers does the same, but finds the masked tokens on the device, where it waits for
+    their number.
+
+    Args:
+        model: a ModernBERT with its masked-LM head.
+        masked: (N,) int64, the positions of the masked tokens.
+        labels: (1, T) int64.
+        num_items_in_batch: number to divide the sum of cross-entropies by; N by default.
+        features: the rest of the batch.
+    """
+    hidden = model.model(**features).last_hidden_state[0].index_select(0, masked)
+    logits = model.decoder(model.head(hidden))
+    targets = labels[0].index_select(0, masked)
+    vocab_size = model.config.vocab_size
+    return MaskedLMOutput(loss=masked_cross_entropy(logits, targets, vocab_size, num_items_in_batch=num_items_in_batch))
 
 
 @torch.no_grad()

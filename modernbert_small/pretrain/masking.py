@@ -79,13 +79,18 @@ class MaskedLMDataset(PackedDataset):
         self.mask_id, self.vocab_size = tokenizer.mask_token_id, len(tokenizer)
 
     def __getitems__(self, batch: Batch) -> dict[str, Tensor | int]:
-        """What `packed_features` gives for a batch of T tokens, and `labels` (1, T) int64."""
+        """What `packed_features` gives for a batch of T tokens, N of them masked.
+
+        Returns:
+            The features; `labels` (1, T) int64; and `masked` (N,) int64, the positions of the masked tokens.
+        """
         tokens, lengths = self.store.gather(batch.rows)
         rng = np.random.Generator(np.random.PCG64(batch.seed).advance(batch.position))
         input_ids, labels = mask_tokens(
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )
-        return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None]}
+        masked = torch.from_numpy(np.flatnonzero(labels != IGNORED))
+        return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None], "masked": masked}
 
 
 def sample_batches(
