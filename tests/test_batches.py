@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DataCollatorWithFlattening
 
-from modernbert_small.packed.batches import PackedSampler, packed_features
+from modernbert_small.packed.batches import PackedSampler, longest_first, packed_features
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -69,6 +69,13 @@ def test_processes_share_one_epoch(world_size: int, epoch: int) -> None:
 def test_a_row_longer_than_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="100 is less than the longest row's 120"):
         PackedSampler(np.array([5, 120]), 100, seed=0)
+
+
+def test_longest_first_by_hand() -> None:
+    tokens = np.array([10, 20, 21, 22, 30, 31, 32, 40])
+    rows, order = longest_first(np.array([1, 3, 3, 1]))
+    assert rows.tolist() == [1, 2, 0, 3]
+    assert tokens[order].tolist() == [20, 21, 22, 30, 31, 32, 10, 40]
 
 
 def test_packed_features_by_hand() -> None:

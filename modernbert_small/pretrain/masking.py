@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from modernbert_small.packed.batches import Batch, PackedDataset, PackedSampler, packed_features
+from modernbert_small.packed.batches import (
+    Batch,
+    PackedDataset,
+    PackedSampler,
+    longest_first,
+    packed_features,
+)
 from modernbert_small.packed.tokens import TokenStore
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
@@ -89,8 +95,11 @@ class MaskedLMDataset(PackedDataset):
         input_ids, labels = mask_tokens(
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )
+        rows, order = longest_first(lengths)  # after the masks, which follow the order of the shuffle
+        labels = labels[order]
         masked = torch.from_numpy(np.flatnonzero(labels != IGNORED))
-        return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None], "masked": masked}
+        features = packed_features(input_ids[order], lengths[rows])
+        return {**features, "labels": torch.from_numpy(labels)[None], "masked": masked}
 
 
 def sample_batches(
@@ -129,7 +138,7 @@ def padded_batches(
         for first in range(0, last, _ROWS_PADDED):
             rows = np.arange(first, min(first + _ROWS_PADDED, last))
             packed = dataset.__getitems__(Batch(rows, (seed, first)))
-            lengths = dataset.store.lengths[rows].tolist()
+            lengths = packed["cu_seq_lens_q"].diff().tolist()  # type: ignore[union-attr]
             input_ids, labels = (
                 pad_sequence(list(packed[name][0].split(lengths)), batch_first=True, padding_value=fill)  # type: ignore[index]
                 for name, fill in (("input_ids", 0), ("labels", IGNORED))
