@@ -33,6 +33,7 @@ from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import (
     compare_held_out_losses,
@@ -114,6 +115,8 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
     use_packed_attention(encoder, args.attn_implementation, args.device, args.compute_dtype)
+    if args.torch_compile:
+        compile_layers(encoder, args.torch_compile_mode)
     return student
 
 
