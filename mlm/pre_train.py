@@ -96,7 +96,7 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
         )
     require_context(args.max_seq_length, student.config)
     require_finite(student, f"{flag} {args.model_name_or_path}")
-    student.forward = partial(predict_masked, student, compiled=args.torch_compile)
+    student.forward = partial(predict_masked, student, compiled=bool(args.torch_compile))
     use_packed_attention(student, args.attn_implementation, args.device, args.compute_dtype)
     if args.torch_compile:
         compile_layers(student.model, args.torch_compile_mode)

@@ -9,7 +9,8 @@ import varlen_reference
 from torch._dynamo.utils import counters
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert_small.packed import attention
+from modernbert_small.packed import arguments, attention
+from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.compiling import compile_layers
@@ -72,3 +73,17 @@ def test_padded_input_is_not_compiled():
     with torch.no_grad():
         model(input_ids=torch.ones(2, 5, dtype=torch.int64))
     assert not counters["stats"]
+
+
+def test_compilation_is_the_default_where_kernels_can_be_made_and_left_to_us(monkeypatch, tmp_path):
+    def given(**settings):
+        return PackedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
+
+    assert given().torch_compile is False
+    assert given(torch_compile_mode="default").torch_compile is True
+    monkeypatch.setattr(arguments, "can_compile", lambda device: True)
+    assert given().torch_compile is True
+    assert given(torch_compile=False).torch_compile is False
+    asked = given(torch_compile_mode="reduce-overhead")
+    assert asked.torch_compile_mode == "reduce-overhead"
+    assert asked.torch_compile_backend is None  # else the Trainer would compile the whole model

@@ -67,7 +67,7 @@ class PackedTrainingArguments(TrainingArguments):
         """Fill in what depends on the hardware, then let TrainingArguments check itself."""
         _fill_in_hardware(self)
         # From these the Trainer would compile the whole model, and again for each batch; see `compile_layers`.
-        asked = self.torch_compile, self.torch_compile_mode
+        asked = self.torch_compile, self.torch_compile_mode  # type: ignore[has-type]
         self.torch_compile, self.torch_compile_mode = False, None
         super().__post_init__()
         self.torch_compile, self.torch_compile_mode = asked
@@ -166,6 +166,6 @@ def _fill_in_hardware(args: TrainingArguments) -> None:
     if args.bf16 is None:
         args.bf16 = not args.fp16 and has_bf16(device)
     if args.torch_compile is None:
-        args.torch_compile = can_compile(device)
+        args.torch_compile = can_compile(device) or args.torch_compile_mode is not None
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every parameter gets a gradient, so DDP need not search
