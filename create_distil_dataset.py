@@ -36,7 +36,7 @@ from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_
 from modernbert_small.reporting.card import write_teacher_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
-from modernbert_small.run.devices import best_device, compute_dtype, peak_memory_bytes
+from modernbert_small.run.devices import best_device, can_compile, compute_dtype, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.places import overlap
@@ -74,6 +74,10 @@ class DistilDatasetArguments:
     attn_implementation: str = field(
         default="auto",
         metadata={"help": f"for a ModernBERT teacher: {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best"},
+    )
+    torch_compile: bool | None = field(
+        default=None,
+        metadata={"help": "compile the layers of a ModernBERT teacher; by default on CUDA"},
     )
     seed: int = field(default=42, metadata={"help": "of the sample"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's repository brings"})
@@ -114,6 +118,13 @@ def load_teacher(args: DistilDatasetArguments) -> SentenceTransformer:
         )
     require_finite(teacher, f"{flag} {args.teacher_name_or_path}")
     return teacher
+
+
+def new_labeller(teacher: SentenceTransformer, args: DistilDatasetArguments) -> Labeller:
+    """The teacher on this process's device, ready to embed."""
+    device = best_device()
+    compiled = can_compile(device) if args.torch_compile is None else args.torch_compile
+    return Labeller(teacher, device, args.tokens_per_batch, args.attn_implementation, compiled)
 
 
 def begin_teacher(args: DistilDatasetArguments, inputs: dict[str, str]) -> Run | None:
@@ -173,7 +184,7 @@ def reduce_if_wider(
     if teacher.get_embedding_dimension() == args.embedding_dim:
         logger.info("the teacher is %d wide already and needs no projection", args.embedding_dim)
         return with_projection(teacher, None), None
-    labeller = Labeller(teacher, best_device(), args.tokens_per_batch, args.attn_implementation)
+    labeller = new_labeller(teacher, args)
     return reduce_teacher(labeller, args.train_file, args.embedding_dim, args.pca_sample_size, args.seed, sample_file)
 
 
@@ -237,7 +248,7 @@ def main() -> None:
     sample_file = run.folder / SAMPLE_FILE
     reduced = make_or_load_reduced_teacher(teacher, args, inputs, sample_file)
     ceiling = measure_ceiling(reduced, args, sets, run.folder) if rank() == 0 else {}
-    labeller = Labeller(reduced, best_device(), args.tokens_per_batch, args.attn_implementation)
+    labeller = new_labeller(reduced, args)
     not_sampled = Sample.none(args.embedding_dim)  # the sample is of the training split
     label_split(args.train_file, "validation", labeller, not_sampled, run.folder)
     label_split(args.train_file, "train", labeller, Sample.load(sample_file, args.embedding_dim), run.folder)

@@ -37,6 +37,7 @@ from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import (
     compare_held_out_losses,
@@ -128,6 +129,8 @@ def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> Se
         )
     require_finite(student, f"{flag} {args.model_name_or_path}")
     use_packed_attention(encoder, args.attn_implementation, args.device, args.compute_dtype)
+    if args.torch_compile:
+        compile_layers(encoder, args.torch_compile_mode)
     return student
 
 

@@ -120,10 +120,11 @@ def speed_parts(args: argparse.Namespace, work: Path) -> list[Part]:
     """Phases 3 to 5 as they are run, compiled and not."""
     parts = [Part("matrix product", lambda: {"flops_per_second": matrix_product_rate()})]
     for what in args.sizes:
-        for flags in ((), ("--torch_compile",)):
-            needs = ("cuda",) * len(flags) + (("datasets",) if what == "distillation" else ())
-            run = partial(measure, args, work, 0, what, "ours", "--profile", *flags)
-            parts.append(Part(f"{what}{', compiled' if flags else ''}", run, needs))
+        for compiled in (False, True):
+            needs = ("cuda",) * compiled + (("datasets",) if what == "distillation" else ())
+            flags = ("--profile", "--torch_compile", json.dumps(compiled))
+            run = partial(measure, args, work, 0, what, "ours", *flags)
+            parts.append(Part(f"{what}{', compiled' if compiled else ''}", run, needs))
     return parts
 
 

@@ -60,7 +60,7 @@ from modernbert_small.initialise.guide import select_uniformly, student_config
 from modernbert_small.initialise.transfer import Init, transfer
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
-from modernbert_small.pretrain.loss import masked_lm_loss
+from modernbert_small.pretrain.loss import masked_cross_entropy, masked_lm_loss
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.records import write_json
@@ -333,7 +333,7 @@ def run_variant(job: tuple[str, int, Path, Path, Sizes, int]) -> None:
     )
     use_packed_attention(student, "auto", args.device, args.compute_dtype)
     student.sparse_prediction = True
-    student.loss_function = phase.masked_cross_entropy
+    student.loss_function = masked_cross_entropy
     trainer_class = soft_trainer(phase.MaskedLMTrainer, teacher) if variant.soft else phase.MaskedLMTrainer
     trainer = trainer_class(model=student, args=args, train_dataset=train_data)
     tokens_per_step = float(train_data.store.offsets[-1]) / len(trainer.get_train_dataloader())

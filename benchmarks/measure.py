@@ -9,6 +9,7 @@ speed.py runs this. To run it alone, from the root of the repository, with a fol
 import argparse
 import dataclasses
 import importlib
+import json
 import logging
 import resource
 import sys
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--warm_up_rows", type=int, required=True, help="the corpus's first rows, which are not timed")
     parser.add_argument("--max_seq_length", type=int, required=True, help="tokens at which texts are cut")
-    parser.add_argument("--torch_compile", action="store_true", help="compile the layers of ours")
+    parser.add_argument("--torch_compile", type=json.loads, help="true or false; default: as the phases do")
     parser.add_argument("--profile", action="store_true", help="count the device's work in ours")
     parser.add_argument("--cuda", action="store_true", help="use a GPU's batch sizes, and measure its memory")
     args = parser.parse_args()

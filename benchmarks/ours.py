@@ -19,9 +19,11 @@ from benchmarks.workload import (
 from modernbert_small.distil.labels import DistillationDataset, load_labels
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.flops import training_flops_per_token
 from modernbert_small.packed.tokens import TokenStore, tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset
+from modernbert_small.run.devices import can_compile
 from modernbert_small.run.loading import load_pooled
 from modernbert_small.run.shards import read_table, split_files
 
@@ -52,11 +54,9 @@ def mlm(workload: Workload) -> Measurement:
 def labels(workload: Workload) -> Measurement:
     """Phase 4: texts are tokenised, then embedded in batches of similar length that hold about equally many tokens."""
     teacher = SentenceTransformer(str(workload.folder / "teacher"))
-    labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto")
+    compiled = can_compile(device()) if workload.torch_compile is None else workload.torch_compile
+    labeller = Labeller(teacher, device(), workload.tokens_per_batch, "auto", compiled)
     encoder = teacher[0].auto_model
-    if workload.torch_compile:
-        for layer in encoder.layers:
-            layer.compile(dynamic=True)
     positions = Positions(encoder)
     table = next(read_table(split_files(workload.folder / "corpus", "train"), ("text", "kind"), rows=1 << 20))
 
@@ -89,6 +89,8 @@ def distillation(workload: Workload) -> Measurement:
     )
     student = load_pooled("model", str(workload.folder / "student"), workload.max_seq_length)
     use_packed_attention(student[0].auto_model, args.attn_implementation, args.device, args.compute_dtype)
+    if args.torch_compile:
+        compile_layers(student[0].auto_model)
     positions = Positions(student[0].auto_model)
 
     def train(warm_up: bool) -> float:

@@ -33,7 +33,7 @@ class Workload:
         cuda: whether to use the GPU's batch sizes.
         warm_up_rows: the corpus's first rows, which are run once before the clock starts.
         max_seq_length: tokens at which texts are cut.
-        torch_compile: whether ours compiles the layers.
+        torch_compile: whether ours compiles the layers; None for what the phases do by default.
         profile: whether ours runs the warm-up's rows once more, to count the device's work.
     """
 
@@ -44,7 +44,7 @@ class Workload:
     cuda: bool = False
     warm_up_rows: int = 0
     max_seq_length: int = MAX_SEQ_LENGTH
-    torch_compile: bool = False
+    torch_compile: bool | None = None
     profile: bool = False
 
     def slice(self, warm_up: bool = False) -> tuple[int, int]:

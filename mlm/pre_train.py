@@ -14,13 +14,17 @@ that an earlier run finished.
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerBase
 
 from modernbert_small.evaluation.metrics import perplexity
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.packed.trainer import (
     PackedTrainer,
@@ -30,7 +34,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
-from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.loss import predict_masked
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.errors import UserError
@@ -67,6 +71,12 @@ class PreTrainArguments(PackedTrainingArguments):
 class MaskedLMTrainer(PackedTrainer):
     """transformers' Trainer on packed, masked batches."""
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+        """The masked tokens of a step; if no other process adds any, a number, which needs no copy to the device."""
+        if self.args.world_size > 1:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return sum(len(batch["masked"]) for batch in batch_samples)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the Trainer logs, and the perplexity of a held-out loss."""
         if "eval_loss" in logs:
@@ -86,9 +96,10 @@ def load_student(args: PreTrainArguments) -> tuple[ModernBertForMaskedLM, PreTra
         )
     require_context(args.max_seq_length, student.config)
     require_finite(student, f"{flag} {args.model_name_or_path}")
-    student.sparse_prediction = True  # computes logits only for tokens that have a label
-    student.loss_function = masked_cross_entropy
+    student.forward = partial(predict_masked, student, compiled=bool(args.torch_compile))
     use_packed_attention(student, args.attn_implementation, args.device, args.compute_dtype)
+    if args.torch_compile:
+        compile_layers(student.model, args.torch_compile_mode)
     return student, tokenizer
 
 

@@ -157,7 +157,7 @@ def _copy(func, args, kwargs):
     from_device = isinstance(source, CudaTensor)
     if from_device and not to_device:
         _wait("copy from the device")
-    elif to_device and not from_device and is_waited_for and source.dim() > 0:
+    elif to_device and not from_device and is_waited_for:
         _wait("copy to the device")
     if func is aten.copy_.default:
         func(_values(target), _values(source), *args[2:], **kwargs)

@@ -110,6 +110,24 @@ def test_any_lengths_equal_padded_sdpa(lengths: list[int], seed: int) -> None:
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_groups_of_similar_rows_as_on_a_gpu_equal_padded_sdpa(monkeypatch) -> None:
+    groups = attention._groups
+    monkeypatch.setattr(attention, "_groups", lambda batch, is_exact: groups(batch, False))
+    attention._biases.cache_clear()
+    model, rows = small_model(), random_rows(LENGTHS[1])
+    for expected, got in zip(padded(model, rows), packed(model, rows), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    attention._biases.cache_clear()
+
+
+def test_sorted_rows_are_not_moved(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_Reorder", None)
+    model, rows = small_model(), random_rows([300, 70, 70, 5, 1, 1])
+    with torch.no_grad():
+        for expected, got in zip(padded(model, rows), packed(model, rows), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_row_does_not_see_its_neighbours() -> None:
     model, rows = small_model(), random_rows([30, 200, 5])
     with torch.no_grad():

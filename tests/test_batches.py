@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DataCollatorWithFlattening
 
-from modernbert_small.packed.batches import PackedSampler, packed_features
+from modernbert_small.packed.batches import PackedSampler, longest_first, packed_features
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -71,10 +71,18 @@ def test_a_row_longer_than_a_batch_is_refused() -> None:
         PackedSampler(np.array([5, 120]), 100, seed=0)
 
 
+def test_longest_first_by_hand() -> None:
+    tokens = np.array([10, 20, 21, 22, 30, 31, 32, 40])
+    rows, order = longest_first(np.array([1, 3, 3, 1]))
+    assert rows.tolist() == [1, 2, 0, 3]
+    assert tokens[order].tolist() == [20, 21, 22, 30, 31, 32, 10, 40]
+
+
 def test_packed_features_by_hand() -> None:
     features = packed_features(np.array([7, 8, 9, 7, 9, 7]), np.array([3, 2, 1]))
     assert features["input_ids"].tolist() == [[7, 8, 9, 7, 9, 7]]
     assert features["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert features["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2]]
     assert features["cu_seq_lens_q"].tolist() == [0, 3, 5, 6]
     assert features["max_length_q"] == 3
 
@@ -84,7 +92,7 @@ def test_packed_features_by_hand() -> None:
 def test_packed_features_are_those_of_transformers_collator(lengths: np.ndarray, seed: int) -> None:
     tokens = np.random.default_rng(seed).integers(0, 50_000, lengths.sum())
     rows = [{"input_ids": row} for row in np.split(tokens, np.cumsum(lengths)[:-1])]
-    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
+    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(rows)
     del expected["labels"]
     features = packed_features(tokens, lengths)
     assert features.keys() == expected.keys()

@@ -5,9 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from transformers import ModernBertConfig, ModernBertForMaskedLM
 
+from modernbert_small.packed.attention import use_packed_attention
+from modernbert_small.packed.batches import packed_features
 from modernbert_small.pretrain import loss as loss_module
-from modernbert_small.pretrain.loss import masked_cross_entropy
+from modernbert_small.pretrain.loss import masked_cross_entropy, predict_masked
 from modernbert_small.pretrain.masking import IGNORED, mask_tokens
 
 SPECIAL, MASK, VOCABULARY = np.array([0, 1, 2, 3]), 3, 1000
@@ -74,3 +78,28 @@ def test_loss_and_gradient_are_torchs(monkeypatch, at_a_time, dtype) -> None:
     )
     half = masked_cross_entropy(logits, labels, 20, num_items_in_batch=14)
     torch.testing.assert_close(half, loss / 2)
+
+
+def test_the_loss_of_a_packed_batch_is_that_of_transformers_on_each_row() -> None:
+    rng, ids = np.random.default_rng(0), dict.fromkeys(("bos", "eos", "cls", "sep", "pad"), 0)
+    ids = {f"{name}_token_id": value for name, value in ids.items()}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 4}
+    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=50, initializer_range=0.3, **sizes, **ids))
+    lengths = np.array([3, 9, 1, 5])
+    tokens = rng.integers(4, 50, lengths.sum())
+    labels = np.where(rng.random(len(tokens)) < 0.5, rng.integers(4, 50, len(tokens)), IGNORED)
+    rows = zip(np.split(tokens, np.cumsum(lengths)[:-1]), np.split(labels, np.cumsum(lengths)[:-1]), strict=True)
+    whole = torch.zeros(())
+    for row, of_row in rows:
+        logits = model(input_ids=torch.from_numpy(row)[None]).logits[0]
+        whole = whole + cross_entropy(logits, torch.from_numpy(of_row), ignore_index=IGNORED, reduction="sum")
+    masked = np.flatnonzero(labels != IGNORED)
+    whole = whole / len(masked)
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+    use_packed_attention(model, "auto", torch.device("cpu"), torch.float32)
+    features = packed_features(tokens, lengths)
+    output = predict_masked(model, torch.from_numpy(masked), torch.from_numpy(labels)[None], **features)
+    assert list(output) == ["loss"]
+    torch.testing.assert_close(output.loss, whole)
+    for got, want in zip(torch.autograd.grad(output.loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)

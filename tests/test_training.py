@@ -21,6 +21,7 @@ from modernbert_small.packed import trainer as training
 from modernbert_small.packed.batches import PackedSampler
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.pretrain import loss
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
 from modernbert_small.run.settings import parse_settings
 
@@ -303,7 +304,7 @@ def test_a_last_evaluation_is_not_made_twice(phase3):
 
 def poisoned(kind, first, last):
     """Phase 3's loss, of which some calls give a loss or a gradient that is not finite."""
-    original, calls = load_script(SCRIPT).masked_cross_entropy, 0
+    original, calls = loss.masked_cross_entropy, 0
 
     def loss_function(logits, labels, vocab_size, **others):
         nonlocal calls
@@ -323,7 +324,7 @@ def test_a_step_that_is_not_finite_is_not_applied(phase3, tmp_path, monkeypatch,
             others["optimizer"].zero_grad()
 
     without = phase3("without", callback=on("on_pre_optimizer_step", drop))
-    monkeypatch.setattr(load_script(SCRIPT), "masked_cross_entropy", poisoned(kind, 4, 4))
+    monkeypatch.setattr(loss, "masked_cross_entropy", poisoned(kind, 4, 4))
     with caplog.at_level(logging.WARNING):
         out = phase3("out")
     assert_equal_weights(without, out)
@@ -336,7 +337,7 @@ def test_a_step_that_is_not_finite_is_not_applied(phase3, tmp_path, monkeypatch,
 
 
 def test_too_many_in_a_row_end_the_run_and_name_the_last_good_checkpoint(phase3, tmp_path, monkeypatch):
-    monkeypatch.setattr(load_script(SCRIPT), "masked_cross_entropy", poisoned("loss", 6, 99))
+    monkeypatch.setattr(loss, "masked_cross_entropy", poisoned("loss", 6, 99))
     with pytest.raises(UserError, match=r"step 16: .* 11 times in a row; last good checkpoint: .*checkpoint-12;"):
         phase3("out", None, "--num_train_epochs", "9")
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modernbert_small.packed.batches import Batch, PackedDataset, packed_features
+from modernbert_small.packed.batches import Batch, PackedDataset, longest_first, packed_features
 from modernbert_small.packed.tokens import TokenStore, cache_folder, made_once
 from modernbert_small.run.content import content_hash
 from modernbert_small.run.errors import UserError
@@ -111,9 +111,11 @@ class DistillationDataset(PackedDataset):
             What `packed_features` gives, with names that begin with `sentence_`, as sentence-transformers' trainer
             expects; `label` (B, D) float32; and `weight`, the batch's weight.
         """
-        features = packed_features(*self.store.gather(batch.rows))
+        tokens, lengths = self.store.gather(batch.rows)
+        rows, order = longest_first(lengths)
+        features = packed_features(tokens[order], lengths[rows])
         return {
             **{f"sentence_{name}": value for name, value in features.items()},
-            "label": torch.from_numpy(self.labels[batch.rows].astype(np.float32)),
+            "label": torch.from_numpy(self.labels[batch.rows[rows]].astype(np.float32)),
             "weight": batch.weight,
         }

@@ -18,6 +18,7 @@ from torch import Tensor
 from modernbert_small.label.sample import Sample
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
+from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.tokens import text_tokenizer
 from modernbert_small.run.devices import bf16_autocast, compute_dtype
 from modernbert_small.run.errors import UserError
@@ -74,6 +75,7 @@ class Labeller:
         device: where it runs.
         tokens_per_batch: tokens in a batch, padding included. A batch holds at least one text, whatever its length.
         attn_implementation: for a ModernBERT, see packed/attention.py.
+        compiled: whether a ModernBERT's layers are compiled, see packed/compiling.py.
 
     Attributes:
         truncated: texts that were longer than the teacher reads.
@@ -85,7 +87,12 @@ class Labeller:
     """
 
     def __init__(
-        self, teacher: SentenceTransformer, device: torch.device, tokens_per_batch: int, attn_implementation: str
+        self,
+        teacher: SentenceTransformer,
+        device: torch.device,
+        tokens_per_batch: int,
+        attn_implementation: str,
+        compiled: bool = False,
     ) -> None:
         if not isinstance(teacher[0], Transformer):
             raise UserError(f"the teacher begins with a {type(teacher[0]).__name__}, expected a Transformer")
@@ -102,6 +109,8 @@ class Labeller:
         self.packed = transformer.config.model_type == "modernbert"
         if self.packed:
             use_packed_attention(transformer, attn_implementation, device, compute_dtype(device))
+            if compiled:
+                compile_layers(transformer)
         self.truncated, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
 
     @property

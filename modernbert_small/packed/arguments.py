@@ -1,6 +1,5 @@
 """The training settings that phases 3 and 5 share: transformers' TrainingArguments for packed batches."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
-from modernbert_small.run.devices import best_device, has_bf16
+from modernbert_small.run.devices import best_device, can_compile, has_bf16
 from modernbert_small.run.errors import UserError
 
 # The Trainer has these settings, but packed batches do not use them.
@@ -17,6 +16,7 @@ _UNUSED = {
     "per_device_train_batch_size": "batches are counted in tokens here; use tokens_per_batch",
     "per_device_eval_batch_size": "batches are counted in tokens here; use tokens_per_batch",
     "resume_from_checkpoint": "a killed run goes on by itself; leave this setting out",
+    "torch_compile_backend": "the layers are compiled by inductor; leave this setting out",
     "save_only_model": "a checkpoint without the state of the optimiser cannot be resumed from; leave this setting out",
 }
 _SHORTEST_MAX_SEQ_LENGTH = 8
@@ -38,6 +38,10 @@ class PackedTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="linear", metadata={"help": "any of transformers' schedules"})
     warmup_steps: float = field(default=0.05, metadata={"help": "number of steps, or below 1 a share of all steps"})
     weight_decay: float = field(default=0.01, metadata={"help": "decay of weights; biases and norms have none"})
+    torch_compile: bool | None = field(
+        default=None,
+        metadata={"help": "compile the model's layers; by default on CUDA"},
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 autocast; by default it is on where the hardware computes in bf16"}
     )
@@ -62,7 +66,12 @@ class PackedTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Fill in what depends on the hardware, then let TrainingArguments check itself."""
         _fill_in_hardware(self)
+        # From these the Trainer would compile the whole model, and again for each batch; see `compile_layers`.
+        asked = self.torch_compile, self.torch_compile_mode  # type: ignore[has-type]
+        self.torch_compile, self.torch_compile_mode = False, None
         super().__post_init__()
+        self.torch_compile, self.torch_compile_mode = asked
+        self.logging_nan_inf_filter = False  # it waits for every loss; the PackedTrainer itself logs finite ones alone
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -140,6 +149,8 @@ class PackedTrainingArguments(TrainingArguments):
             choose_attn_implementation(self.attn_implementation, self.device, self.compute_dtype)
         except UserError as error:
             found.append(str(error))
+        if self.torch_compile and self.device.type == "cuda" and not can_compile(self.device):
+            found.append("torch_compile: needs triton, which is not installed or does not know this GPU; leave it out")
         if self.n_gpu > 1:
             found.append(
                 f"one process sees {self.n_gpu} GPUs, expected one GPU for each process; use torchrun "
@@ -149,14 +160,12 @@ class PackedTrainingArguments(TrainingArguments):
 
 
 def _fill_in_hardware(args: TrainingArguments) -> None:
-    """Choose the CPU if there is no CUDA device, and bf16 if the hardware computes in it and nothing else was asked."""
+    """Choose the device, and bf16 and compilation if the hardware gains by them and nothing else was asked."""
     args.use_cpu = args.use_cpu or best_device().type == "cpu"
+    device = torch.device("cpu") if args.use_cpu else best_device()
     if args.bf16 is None:
-        device = torch.device("cpu") if args.use_cpu else best_device()
         args.bf16 = not args.fp16 and has_bf16(device)
-    if args.torch_compile:
-        # Compile one layer, for any length. A whole model would be compiled again for each batch.
-        os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
-        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
+    if args.torch_compile is None:
+        args.torch_compile = can_compile(device) or args.torch_compile_mode is not None
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every parameter gets a gradient, so DDP need not search

@@ -204,15 +204,14 @@ def packed_sdpa_attention(
     if cu_seq_lens_q is None:
         return _padded(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     _, H, T, d = query.shape
-    batch = cu_seq_lens_q.cpu().numpy().tobytes()
-    groups, biases = _groups(batch), _biases(batch, sliding_window, query.dtype, query.device)
-    to_slots, to_tokens = groups.to_slots.to(query.device), groups.to_tokens.to(query.device)
-    slots = [filled.numel() for filled in groups.filled]
+    batch, is_exact = cu_seq_lens_q.cpu().numpy().tobytes(), query.device.type == "cpu"
+    groups, biases = _groups(batch, is_exact), _biases(batch, is_exact, sliding_window, query.dtype, query.device)
+    rows_of_heads = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, d) each
+    if not groups.are_in_place:
+        to_slots, to_tokens = groups.to_slots.to(query.device), groups.to_tokens.to(query.device)
+        rows_of_heads = (_Reorder.apply(x.reshape(T, H * d), to_slots, to_tokens) for x in rows_of_heads)
     # `split`, since the gradient of each slice would fill and add a whole tensor.
-    q, k, v = (
-        _Reorder.apply(x[0].transpose(0, 1).reshape(T, H * d), to_slots, to_tokens).split(slots)
-        for x in (query, key, value)
-    )
+    q, k, v = (x.split([filled.numel() for filled in groups.filled]) for x in rows_of_heads)
     outputs = []
     for filled, bias, *parts in zip(groups.filled, biases, q, k, v, strict=True):
         rows, length = filled.shape
@@ -222,7 +221,9 @@ def packed_sdpa_attention(
         else:
             out = _whole_rows(q_g, k_g, v_g, bias, scaling)
         outputs.append(out.transpose(1, 2).reshape(rows * length, H * d))
-    out = _Reorder.apply(torch.cat(outputs), to_tokens, to_slots)
+    out = torch.cat(outputs)
+    if not groups.are_in_place:
+        out = _Reorder.apply(out, to_tokens, to_slots)
     return out.view(1, T, H, d), None
 
 
@@ -292,13 +293,16 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) 
 
 
 @functools.lru_cache(maxsize=4)
-def _biases(cu_seq_lens: bytes, window: int | None, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
+def _biases(
+    cu_seq_lens: bytes, is_exact: bool, window: int | None, dtype: torch.dtype, device: torch.device
+) -> list[Tensor | None]:
     """What is added to the scores of each dense group: 0, or -inf where a query does not see a key.
 
     All layers with the same window need the same ones, so they are cached.
 
     Args:
         cu_seq_lens: of the batch, as for `_groups`.
+        is_exact: as for `_groups`.
         window: one more than the tokens that are seen to each side; None to see the whole row.
         dtype: of the scores.
         device: of the scores.
@@ -307,7 +311,7 @@ def _biases(cu_seq_lens: bytes, window: int | None, dtype: torch.dtype, device: 
         A tensor for each group, as `_whole_rows` or `_blocks` takes it; None where every query sees every key.
     """
     biases: list[Tensor | None] = []
-    for filled in _groups(cu_seq_lens).filled:
+    for filled in _groups(cu_seq_lens, is_exact).filled:
         if window is not None and filled.shape[1] > _WHOLE_UP_TO_REACHES * (window - 1):
             seen = _seen_in_blocks(filled, window)
         else:
@@ -369,19 +373,23 @@ class _Groups:
         to_slots: (n_slots,) int64, the index of the token in each slot; T for padding.
         to_tokens: (T,) int64, the slot of each token.
         filled: (rows, length) bool of each group, False where a slot is padding.
+        are_in_place: whether each slot holds the token of its own index, so that nothing has to be moved.
     """
 
     to_slots: Tensor
     to_tokens: Tensor
     filled: list[Tensor]
+    are_in_place: bool
 
 
 @functools.lru_cache(maxsize=4)
-def _groups(cu_seq_lens: bytes) -> _Groups:
-    """Group the rows of a batch by similar length.
+def _groups(cu_seq_lens: bytes, is_exact: bool) -> _Groups:
+    """Group the rows of a batch by length. All layers need the same groups, so they are cached.
 
-    The argument is the bytes of the batch's `cu_seq_lens`, an int32 array, so that the result can be cached: all
-    layers of the model need the same groups.
+    Args:
+        cu_seq_lens: the bytes of the batch's `cu_seq_lens`, an int32 array.
+        is_exact: whether the rows of a group are equally long. Such groups have no padding. There are more of them, and
+            each costs a CPU little and a GPU several kernels.
     """
     bounds: NDArray[np.int64] = np.frombuffer(cu_seq_lens, np.int32).astype(np.int64)
     starts, lengths, T = bounds[:-1], np.diff(bounds), int(bounds[-1])
@@ -389,7 +397,8 @@ def _groups(cu_seq_lens: bytes) -> _Groups:
     slots, filled, first = [], [], 0
     while first < len(order):
         longest = int(lengths[order[first]])
-        last = int(np.searchsorted(-lengths[order], -longest * _SHORTEST_IN_GROUP + 4, side="right"))
+        shortest = longest if is_exact else longest * _SHORTEST_IN_GROUP - 4
+        last = int(np.searchsorted(-lengths[order], -shortest, side="right"))
         rows = order[first : max(last, first + 1)]
         position = np.arange(longest)
         filled.append(position < lengths[rows, None])
@@ -399,8 +408,10 @@ def _groups(cu_seq_lens: bytes) -> _Groups:
     to_tokens = np.empty(T, np.int64)
     is_token = to_slots < T
     to_tokens[to_slots[is_token]] = np.flatnonzero(is_token)
+    are_in_place = np.array_equal(to_slots, np.arange(T))
     with torch.inference_mode(False):  # a cached tensor that was made in inference mode would be refused in training
-        return _Groups(torch.from_numpy(to_slots), torch.from_numpy(to_tokens), [*map(torch.from_numpy, filled)])
+        tensors = torch.from_numpy(to_slots), torch.from_numpy(to_tokens), [*map(torch.from_numpy, filled)]
+    return _Groups(*tensors, are_in_place)
 
 
 class _Reorder(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from modernbert_small.packed.tokens import TokenStore
+from modernbert_small.run.prefetch import ahead
 
 _MASK_STREAM = 1  # added to an epoch's seed, so that masks are drawn from another stream than its shuffle
 
@@ -105,7 +106,10 @@ class PackedDataset(Dataset):
 
 
 class PackedLoader(DataLoader):
-    """A DataLoader that calls `dataset.__getitems__(Batch)`, and tells its sampler the Trainer's epoch."""
+    """A DataLoader that calls `dataset.__getitems__(Batch)`, and tells its sampler the Trainer's epoch.
+
+    A thread makes the next batch, and pins its memory if there is a GPU, while the model computes.
+    """
 
     def __init__(self, dataset: PackedDataset, sampler: PackedSampler, num_workers: int = 0) -> None:
         super().__init__(
@@ -115,6 +119,9 @@ class PackedLoader(DataLoader):
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        return ahead(super().__iter__())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration yields."""
@@ -126,6 +133,22 @@ def _as_is(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return features
 
 
+def longest_first(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order in which a batch's rows are computed: the longest first, so that equally long ones stand together.
+
+    On a CPU, attention then finds its dense groups in place. The model itself does not depend on the order.
+
+    Args:
+        lengths: (B,) tokens of each row, which sum to T.
+
+    Returns:
+        (B,) and (T,), the rows and their tokens in the new order, as indices into the old one.
+    """
+    rows = np.argsort(-lengths, kind="stable")
+    ends, new_ends = np.cumsum(lengths), np.cumsum(lengths[rows])
+    return rows, np.arange(lengths.sum()) + np.repeat(ends[rows] - new_ends, lengths[rows])
+
+
 def packed_features(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Tensor | int]:
     """Model inputs for rows that lie end to end, under the names of transformers' flash attention.
 
@@ -134,8 +157,9 @@ def packed_features(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> di
         lengths: (B,) tokens of each row, which sum to T.
 
     Returns:
-        input_ids (1, T) int64; position_ids (1, T) int64, which begin with 0 in each row; cu_seq_lens_q and
-        cu_seq_lens_k (B + 1,) int32, where the rows begin and end; max_length_q and max_length_k, the longest row.
+        input_ids (1, T) int64; position_ids (1, T) int64, which begin with 0 in each row; seq_idx (1, T) int32, the
+        number of each token's row; cu_seq_lens_q and cu_seq_lens_k (B + 1,) int32, where the rows begin and end;
+        max_length_q and max_length_k, the longest row.
     """
     # transformers' DataCollatorWithFlattening gives the same, but goes through Python lists: for 64 rows of 128 tokens
     # it takes 8 ms (7,700 rows/s) and this 0.04 ms; for 1,000 rows of 60 tokens 42 ms (24,000 rows/s) and this 0.13 ms.
@@ -146,6 +170,8 @@ def packed_features(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> di
     return {
         "input_ids": torch.from_numpy(tokens)[None],
         "position_ids": torch.from_numpy(positions)[None],
+        # Pooling would work it out on the device, and wait there for the number of tokens.
+        "seq_idx": torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths))[None],
         "cu_seq_lens_q": cu_seq_lens,
         "cu_seq_lens_k": cu_seq_lens,
         "max_length_q": longest,

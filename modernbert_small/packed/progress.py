@@ -25,20 +25,21 @@ class Progress(TrainerCallback):
 
     Attributes:
         tokens_per_second: mean speed of all processes together since training started or resumed, without the time
-            for evaluations and checkpoints; None before the first step.
+            for evaluations, checkpoints and the first step, which compiles; None before the second step.
     """
 
     def __init__(self, tokens_per_step: float, peak_seconds_per_token: float | None = None) -> None:
         self.tokens_per_step, self.peak_seconds_per_token = tokens_per_step, peak_seconds_per_token
         self.tokens_per_second: float | None = None
-        self._steps, self._seconds, self._step_began = 0, 0.0, 0.0
+        self._steps, self._seconds = 0, 0.0
+        self._step_began: float | None = None
         self._bar: tqdm | None = None
 
     @property
     def mfu(self) -> float | None:
         """Model FLOPs utilisation, from 0 to 1: counted operations over what the devices could compute at their peak.
 
-        None before the first step, or if the devices' peak rate is unknown.
+        None before the second step, or if the devices' peak rate is unknown.
         """
         if self.peak_seconds_per_token is None or self.tokens_per_second is None:
             return None
@@ -50,13 +51,14 @@ class Progress(TrainerCallback):
         """Open the bar, at the step from which training resumes."""
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
-        self._step_began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step and its time."""
         now = time.monotonic()
-        self._steps, self._seconds, self._step_began = self._steps + 1, self._seconds + now - self._step_began, now
-        self.tokens_per_second = self._steps * self.tokens_per_step / self._seconds
+        if self._step_began is not None:
+            self._steps, self._seconds = self._steps + 1, self._seconds + now - self._step_began
+            self.tokens_per_second = self._steps * self.tokens_per_step / self._seconds
+        self._step_began = now
         if self._bar is not None:
             self._bar.update()
 
@@ -89,14 +91,14 @@ class Progress(TrainerCallback):
             self._bar.set_postfix_str(f"{shown} {self._speed()}")
 
     def _speed(self) -> str:
-        """The speed as it is shown; empty before the first step."""
+        """The speed as it is shown; empty before the second step."""
         if self.tokens_per_second is None:
             return ""
         share = "" if self.mfu is None else f" ({self.mfu:.0%} of peak)"
         return f"{self.tokens_per_second:,.0f} tokens/s{share}"
 
     def _time_left(self, state: TrainerState) -> str:
-        """The time until the last step as it is shown; empty before the first step."""
+        """The time until the last step as it is shown; empty before the second step."""
         if self.tokens_per_second is None:
             return ""
         tokens_left = (state.max_steps - state.global_step) * self.tokens_per_step

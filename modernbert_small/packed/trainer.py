@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -51,7 +51,8 @@ class PackedTrainer(Trainer):
     It also stands before another subclass of Trainer: `class X(PackedTrainer, SentenceTransformerTrainer)`.
     """
 
-    _losses_are_finite = True  # of the step in progress
+    _loss: Tensor | float = 0.0  # of the step in progress, the sum over its batches so far
+    _finite_loss: Tensor | float = 0.0  # of the last batch whose loss was finite
     _skipped_in_a_row = 0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -79,27 +80,39 @@ class PackedTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of one batch; drops the gradients of a complete step if not all of it is finite."""
+        """Forward and backward of one batch; returns its loss for the log, or the one before if it is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._losses_are_finite &= bool(torch.isfinite(loss))
-        if self.accelerator.sync_gradients and self.accelerator.scaler is None:  # fp16's scaler skips by itself
-            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-            is_sound = self._losses_are_finite and bool(torch.isfinite(get_total_norm(gradients)))
-            self._losses_are_finite = True
-            if any_process(not is_sound):
+        self._loss = self._loss + loss
+        self._finite_loss = torch.where(torch.isfinite(loss), loss, self._finite_loss)
+        return self._finite_loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        """The norm of a complete step's gradients; drops them if it or the loss is not finite.
+
+        The Trainer calls this once a step, with the norm that it has clipped by. This is the only point of a step at
+        which the program waits for the device, unless the step is logged.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss, self._loss = self._loss, 0.0
+        if self.accelerator.scaler is None:  # fp16's scaler skips by itself
+            if any_process(not bool(torch.isfinite(norm + loss))):
                 self._skipped_in_a_row += 1
                 model.zero_grad()  # sets gradients to None, and optimisers leave out what has none
-                self._note_skipped_step(loss)
+                self._note_skipped_step(float(loss))
             else:
                 self._skipped_in_a_row = 0
-        return loss
+        return norm
 
-    def _note_skipped_step(self, loss: Tensor) -> None:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device; the copy from pinned memory is not waited for."""
+        return super()._prepare_inputs(send_to_device(inputs, self.args.device, non_blocking=True))
+
+    def _note_skipped_step(self, loss: float) -> None:
         """Count the step in progress, log which rows it was made of, and give up after too many in a row."""
         step = self.state.global_step + 1
         self.state.log_history.append({"step": step, "skipped_steps": 1})  # checkpoints keep this history
         rows = ", ".join(map(str, self._rows_in_progress()))
-        what = f"loss {loss.item():.4g}, or its gradient, is not finite"
+        what = f"loss {loss:.4g}, or its gradient, is not finite"
         logger.warning("step %d is not applied: %s; it was made of rows %s of the training split", step, what, rows)
         if self._skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
             raise UserError(

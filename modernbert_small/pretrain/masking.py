@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from modernbert_small.packed.batches import Batch, PackedDataset, PackedSampler, packed_features
+from modernbert_small.packed.batches import (
+    Batch,
+    PackedDataset,
+    PackedSampler,
+    longest_first,
+    packed_features,
+)
 from modernbert_small.packed.tokens import TokenStore
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
@@ -79,13 +85,21 @@ class MaskedLMDataset(PackedDataset):
         self.mask_id, self.vocab_size = tokenizer.mask_token_id, len(tokenizer)
 
     def __getitems__(self, batch: Batch) -> dict[str, Tensor | int]:
-        """What `packed_features` gives for a batch of T tokens, and `labels` (1, T) int64."""
+        """What `packed_features` gives for a batch of T tokens, N of them masked.
+
+        Returns:
+            The features; `labels` (1, T) int64; and `masked` (N,) int64, the positions of the masked tokens.
+        """
         tokens, lengths = self.store.gather(batch.rows)
         rng = np.random.Generator(np.random.PCG64(batch.seed).advance(batch.position))
         input_ids, labels = mask_tokens(
             tokens, self.special_ids, self.mask_id, self.vocab_size, self.mlm_probability, rng
         )
-        return {**packed_features(input_ids, lengths), "labels": torch.from_numpy(labels)[None]}
+        rows, order = longest_first(lengths)  # after the masks, which follow the order of the shuffle
+        labels = labels[order]
+        masked = torch.from_numpy(np.flatnonzero(labels != IGNORED))
+        features = packed_features(input_ids[order], lengths[rows])
+        return {**features, "labels": torch.from_numpy(labels)[None], "masked": masked}
 
 
 def sample_batches(
@@ -124,7 +138,7 @@ def padded_batches(
         for first in range(0, last, _ROWS_PADDED):
             rows = np.arange(first, min(first + _ROWS_PADDED, last))
             packed = dataset.__getitems__(Batch(rows, (seed, first)))
-            lengths = dataset.store.lengths[rows].tolist()
+            lengths = packed["cu_seq_lens_q"].diff().tolist()  # type: ignore[union-attr]
             input_ids, labels = (
                 pad_sequence(list(packed[name][0].split(lengths)), batch_first=True, padding_value=fill)  # type: ignore[index]
                 for name, fill in (("input_ids", 0), ("labels", IGNORED))

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch.utils._triton import has_triton
 
 from modernbert_small.run.errors import UserError
 
@@ -30,6 +31,11 @@ def has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can make kernels for a GPU, which takes triton and compute capability 7.0."""
+    return device.type == "cuda" and has_triton()
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
