@@ -31,7 +31,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ _LINEAR_SCALE = 0.05
 # Weight of the pooled vectors' second moments in the basis, relative to those of the stream in all layers.
 _POOLED_WEIGHT = 1.0
 
-Teacher = ModernBertForMaskedLM | ModernBertModel
+Teacher: TypeAlias = ModernBertForMaskedLM | ModernBertModel
 Batches = Sequence[Mapping[str, Any]]  # as `sample_batches` makes them: tensors (1, T) and what packed attention needs
 Selection = Sequence[tuple[list[int], list[int]]]  # for each of the student's layers the teacher's heads and neurons
 

@@ -139,7 +139,7 @@ def pooling_of(flag: str, name_or_path: str) -> PoolingMode | None:
         mode = Pooling.load(name_or_path, subfolder=paths[0]).pooling_mode if paths else None
     if mode not in ("cls", "mean", None):
         raise UserError(f"{flag} {name_or_path}: pools by {mode}, expected cls or mean")
-    return mode  # type: ignore[return-value]
+    return mode
 
 
 @contextmanager
