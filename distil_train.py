@@ -14,10 +14,15 @@ held-out similarity is kept. At the end, student and teacher are compared. --pus
 once; it also uploads a folder that an earlier run finished.
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
+
+if __name__ == "__main__":
+    check_command_line("distil_train", __doc__)  # before the imports below, which take seconds
+
 import json
 import logging
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,47 +57,15 @@ from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
-from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
+from modernbert_small.settings.distil_train import DistilTrainSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingArguments):
-    """Settings of phase 5; phase 3 shares PackedTrainingArguments, and the rest are sentence-transformers'."""
-
-    model_name_or_path: str = field(default="checkpoints/mlm", metadata={"help": "phase 3's student"})
-    teacher_name_or_path: str = field(
-        default="checkpoints/teacher",
-        metadata={"help": "phase 4's reduced teacher, with which the student is compared"},
-    )
-    train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
-    output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
-    eval_datasets: list[str] = field(
-        default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={"help": "sets to report on: NanoBEIR names, folders laid out like it, stsb, files of sentence pairs"},
-    )
-    tokens_per_batch: int = field(
-        default=16_384,
-        metadata={
-            "help": "tokens in a batch on each device; at least max_seq_length; small batches distil best (LEAF)"
-        },
-    )
-    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
-    metric_for_best_model: str | None = field(
-        default="eval_similarity",
-        metadata={"help": "eval_similarity, the held-out cosine to the labels, or eval_loss; never a reported set"},
-    )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "whether a greater metric_for_best_model is better; by default not for a loss"}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder contains"})
-
-    def problems(self) -> list[str]:
-        """Problems with these settings, which are found before anything is loaded."""
-        return self.shared_problems(("similarity", "loss"))
+class DistilTrainArguments(DistilTrainSettings, PackedTrainingArguments, SentenceTransformerTrainingArguments):
+    """Settings of phase 5: those of modernbert_small/settings/distil_train.py, and sentence-transformers'."""
 
 
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
@@ -219,6 +192,7 @@ def write_report_and_upload(args: DistilTrainArguments) -> None:
 def main() -> None:
     """Check and load teacher and student, train, compare both, write model, card and report, upload if asked to."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
+    require_inputs("distil_train", args)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     inputs |= {f"eval_datasets {name}": name for name in args.eval_datasets}

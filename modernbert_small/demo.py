@@ -25,11 +25,11 @@ from sentence_transformers import SentenceTransformer
 from modernbert_small.corpus.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
 from modernbert_small.corpus.text import normalise
 from modernbert_small.run.errors import Terminated, UserError
-from modernbert_small.run.recipe import read_recipe
 from modernbert_small.run.records import read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.shards import read_table, split_files
 from modernbert_small.run.tables import printable
+from modernbert_small.settings.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 

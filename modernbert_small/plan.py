@@ -21,10 +21,10 @@ from modernbert_small.initialise.guide import student_config
 from modernbert_small.packed.flops import PEAK_RATES, find_gpu, training_flops_per_token
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_config
-from modernbert_small.run.recipe import full_recipe, require_equal_widths
 from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import aligned
+from modernbert_small.settings.whole import full_recipe
 
 MODERNBERT_BASE = {
     "vocab_size": 50_368,
@@ -237,7 +237,6 @@ def main() -> None:
     args = parse_arguments()
     gpu, peak = rate_of(args.gpu)
     recipe = full_recipe(args.recipe)
-    require_equal_widths(args.recipe, recipe)
     count, tokens, lengths, source = corpus_size(recipe["pre_train"]["train_file"], args.rows, args.tokens)
     costs, assumed = plan(recipe, tokens, lengths)
     print(f"{count:,} rows, {tokens:,} tokens; one {gpu}, {peak / 1e12:,.0f} TFLOP/s in bf16\n")

@@ -13,7 +13,7 @@ from transformers.utils import import_utils
 from modernbert_small.packed.attention import choose_attn_implementation, use_packed_attention
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.settings.parse import parse_settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

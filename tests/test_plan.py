@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, tiny_modernbert, tiny_tokenizer
+from modernbert_small.run.recipe import full_recipe
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ModernBertForMaskedLM
 
@@ -23,7 +24,6 @@ from modernbert_small.plan import (
     teacher_config,
 )
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.recipe import full_recipe
 
 LENGTH = 5  # within the tiny models' sliding windows, since torch counts dense attention
 

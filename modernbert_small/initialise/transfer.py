@@ -1,7 +1,7 @@
 """Filling a student from its teacher in one of the ways that `--init` names."""
 
 import logging
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, PreTrainedModel
@@ -9,10 +9,9 @@ from transformers import ModernBertForMaskedLM, PreTrainedModel
 from modernbert_small.initialise.all_layers import Batches, transfer_all_layers
 from modernbert_small.initialise.guide import principal_basis, transfer_embeddings, transfer_first_layer
 from modernbert_small.run.errors import UserError
+from modernbert_small.settings.init_model_mlm import Init
 
 logger = logging.getLogger(__name__)
-
-Init = Literal["guide", "random", "embeddings", "all_layers"]
 
 
 class Transferred(NamedTuple):

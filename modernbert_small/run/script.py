@@ -1,5 +1,6 @@
 """Running a script: its log, its signals, and what turns errors into exit statuses."""
 
+import argparse
 import errno
 import logging
 import os
@@ -8,16 +9,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
-
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
 
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
 from modernbert_small.run.processes import end_soon_after_sigterm, is_lost_process, local_world_size, rank, world_size
-from modernbert_small.run.recipe import recipe_path
 from modernbert_small.run.tables import printable
 
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or of the installed packages
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOST = "another process of this run has ended; what was saved is kept; go on with"
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -82,10 +81,20 @@ def _set_up_logs() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says it for all
+    from huggingface_hub.utils import (
+        logging as hub_logging,  # these two take a second, which no error needs to wait for
+    )
+    from transformers.utils import logging as transformers_logging
+
     hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
+
+
+def exit_with_error(error: UserError) -> NoReturn:
+    """Print an error as one line and end with the status of a mistake that the user can put right."""
+    sys.exit(_print_error(str(error), 2))
 
 
 def _print_error(message: str, status: int) -> int:
@@ -108,10 +117,27 @@ def _command() -> str:
     return f"{launcher} {' '.join(shown)}"
 
 
+def recipe_path(command_line: list[str]) -> str | None:
+    """The value of --config, read before anything else is parsed."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config")
+    try:
+        recipe = early.parse_known_args(command_line)[0].config
+    except argparse.ArgumentError as error:
+        raise UserError(f"--config: {error}") from error
+    return recipe and os.path.expanduser(recipe)
+
+
+def shown_path(path: Path) -> str:
+    """A path for people and shells: relative to the working folder if it is below it, else absolute."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 def next_command(script: str) -> str:
-    """The command that starts the next phase, with the recipe that this phase was given."""
+    """The command that runs another script, by its path below `ROOT`, with the recipe that this one was given."""
     recipe = recipe_path(sys.argv[1:])
-    return f"python {script}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
+    return f"python {shown_path(ROOT / script)}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
 
 
 def _denied(error: BaseException) -> str | None:
