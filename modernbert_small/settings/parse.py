@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.script import exit_with_error, next_command, recipe_path
 from modernbert_small.settings.parser import SettingsParser, declared_settings, field_values, flags
-from modernbert_small.settings.recipe import read_recipe
+from modernbert_small.settings.recipe import find_recipe, read_recipe
 from modernbert_small.settings.sections import CHAINS, SECTIONS, settings_class
 from modernbert_small.settings.whole import full_recipe
 
@@ -93,7 +93,7 @@ def require_inputs(section: str, args: object) -> None:
         UserError: with the path that was looked at, and the phase and command that make it.
     """
     recipe = recipe_path(sys.argv[1:])
-    whole = full_recipe(Path(recipe)) if recipe else None
+    whole = full_recipe(find_recipe(recipe)) if recipe else None
     for writer, output in CHAINS:
         written = whole[writer][output] if whole else getattr(SECTIONS[writer].settings, output)
         for key in (key for reader, key in CHAINS[writer, output] if reader == section):
@@ -119,8 +119,8 @@ def _parse(
     recipe = recipe_path(list(command_line))
     given: dict[str, Any] = {}
     if recipe:
-        full_recipe(Path(recipe))
-        given = read_recipe(Path(recipe)).get(section) or {}
+        full_recipe(find_recipe(recipe))
+        given = read_recipe(find_recipe(recipe)).get(section) or {}
     if dataclass_type is None:
         dataclass_type = settings_class(section, {*given, *flags(command_line)} - {"config", "help"})
     parser = SettingsParser(dataclass_type, description)

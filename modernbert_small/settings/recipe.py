@@ -7,7 +7,17 @@ from typing import Any
 import yaml
 
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.script import ROOT
 from modernbert_small.settings.sections import SECTIONS
+
+RECIPES = ROOT / "recipes"
+RECIPE_HELP = "a recipe, or the name of one that comes along: v2, cpu, demo"
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe, by its path or, if there is no such file, by the name of one that comes along."""
+    path, known = Path(name_or_path).expanduser(), RECIPES / f"{name_or_path}.yaml"
+    return known if known.is_file() and not path.exists() else path
 
 
 class _RecipeLoader(yaml.SafeLoader):
