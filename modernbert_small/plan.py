@@ -228,13 +228,7 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
     costs = [
         PhaseCost("create_dataset", "", 0, 0, 0.0, tokens / CORPUS_TOKENS_PER_SECOND, 0.0, texts),
         PhaseCost(
-            "init_model_mlm",
-            "large + student",
-            loaded,
-            WEIGHTS_BYTES,
-            0.0,
-            INIT_SECONDS,
-            0.0,
+            *("init_model_mlm", "large + student", loaded, WEIGHTS_BYTES, 0.0, INIT_SECONDS, 0.0),
             WEIGHTS_BYTES * with_head,
         ),
         PhaseCost(
@@ -298,8 +292,8 @@ def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine
         steps = settings.get("gradient_accumulation_steps", 0) * size // smaller
         same = f" and gradient_accumulation_steps: {steps}, which gives the same steps" if steps else ""
         problems.append(
-            f"{cost.phase}: tokens_per_batch {size} needs some {cost.memory(machine) / 1e9:.0f} GB, and this machine has "
-            f"{machine.memory / 1e9:.0f}; use tokens_per_batch: {smaller}{same}"
+            f"{cost.phase}: tokens_per_batch {size} needs some {cost.memory(machine) / 1e9:.0f} GB, and this machine "
+            f"has {machine.memory / 1e9:.0f}; use tokens_per_batch: {smaller}{same}"
         )
     return problems
 
@@ -309,8 +303,9 @@ def without_gpu(seconds: float, machine: Machine) -> list[str]:
     if not machine.name.startswith("a CPU") or seconds < _LONG_SECONDS:
         return []
     return [
-        f"no GPU was found, and on this CPU the recipe takes some {duration(seconds)}. Settings for a CPU: recipes/cpu.yaml "
-        "(a smaller teacher and student, texts of 128 tokens, small batches); for a look, give phases 3 and 5 max_steps: 20"
+        f"no GPU was found, and on this CPU the recipe takes some {duration(seconds)}. Settings for a CPU are those of "
+        "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches; for a look at all phases, "
+        "give 3 and 5 max_steps: 20, and 1 max_rows_per_source: 1000"
     ]
 
 
