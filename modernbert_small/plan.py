@@ -157,9 +157,7 @@ def corpus_size(
         return rows, tokens, np.array([max(1, tokens // rows)]), source
     if not Path(folder, RUN_FILE).exists():
         tokens, mean = _expected_tokens(settings), max(1, round(_SHARE_OF_LONGEST * settings["max_seq_length"]))
-        source = (
-            "Rows and tokens are guessed from the sources, and known once phase 1 has run; or give --rows, --tokens"
-        )
+        source = "Rows and tokens are guessed from the sources; they are known once phase 1 has run"
         return max(1, tokens // mean), tokens, np.array([mean]), source
     parts = read_run(folder)["by_source"]
     total = sum(part["rows"] for part in parts)
@@ -175,7 +173,8 @@ def _expected_tokens(settings: dict[str, Any]) -> int:
     for name, location in source_locations(settings["sources"]).items():
         if location is not None and Path(location).exists():
             files = [path for path in (Path(location), *Path(location).rglob("*")) if path.is_file()]
-            total += round(sum(file.stat().st_size for file in files) / TEXT_BYTES)
+            size = round(sum(file.stat().st_size for file in files) / TEXT_BYTES)
+            total += min(size, limit * _TOKENS_OF_HUB_ROW) if limit else size
         elif name == PYTHON_DOCS:
             total += (limit or _DOCSTRINGS) * _TOKENS_OF_DOCSTRING
         else:
@@ -304,8 +303,8 @@ def without_gpu(seconds: float, machine: Machine) -> list[str]:
         return []
     return [
         f"no GPU was found, and on this CPU the recipe takes some {duration(seconds)}. Settings for a CPU are those of "
-        "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches; for a look at all phases, "
-        "give 3 and 5 max_steps: 20, and 1 max_rows_per_source: 1000"
+        "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches; for a look at all "
+        "phases, give 3 and 5 max_steps: 20, and 1 max_rows_per_source: 1000"
     ]
 
 

@@ -14,7 +14,11 @@ from modernbert_small.run.devices import best_device, compute_dtype
 # tensor cores less busy than a wide teacher's. Of a measured rate they were measured on a CPU in bf16 (docs/LOG.md).
 OF_THE_DATA_SHEET = {"pre_train": 0.25, "create_distil_dataset": 0.4, "distil_train": 0.2}
 OF_A_MEASUREMENT = {"pre_train": 0.52, "create_distil_dataset": 0.65, "distil_train": 0.52}
-_SIZE, _SECONDS = 1024, 0.3  # of the measurement
+_SIZES = {
+    "cpu": 512,
+    "cuda": 4096,
+}  # of the measured product: large, and on a busy CPU over before others get their turn
+_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ def this_machine() -> Machine:
 
 def _measured_rate(device: torch.device) -> float:
     """FLOP/s of a large matrix product, the best of some, in the dtype that the phases compute in."""
-    matrix = torch.ones((_SIZE, _SIZE), dtype=compute_dtype(device), device=device)
+    size = _SIZES[device.type]
+    matrix = torch.ones((size, size), dtype=compute_dtype(device), device=device)
     best, until = float("inf"), time.monotonic() + _SECONDS
     while time.monotonic() < until:
         began = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - began)
-    return 2 * _SIZE**3 / best
+    return 2 * size**3 / best
