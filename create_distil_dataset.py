@@ -33,6 +33,7 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
 from modernbert_small.label.teacher import reduce_teacher, with_projection
 from modernbert_small.packed.attention import choose_attn_implementation
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.reporting.card import write_teacher_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
@@ -167,6 +168,7 @@ def main() -> None:
     if run is None:
         restore_reduced_teacher(args, inputs)
         return
+    note_without_gpu("create_distil_dataset", vars(args))
     check_splits(args.train_file, args.embedding_dim)
     sets = load_evaluation_sets("--eval_datasets", args.eval_datasets)
     teacher = load_teacher(args)

@@ -47,6 +47,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import Run, begin
@@ -200,6 +201,7 @@ def main() -> None:
     if run is None:
         write_report_and_upload(args)
         return
+    note_without_gpu("distil_train", vars(args))
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
     teacher = load_sentence_transformer(

@@ -35,6 +35,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.pretrain.loss import masked_cross_entropy
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import Run, begin
@@ -127,6 +128,7 @@ def main() -> None:
         upload = prepare_upload(args)
         upload(output_dir)
         return
+    note_without_gpu("pre_train", vars(args))
     check_splits(args.train_file)
     student, tokenizer = load_student(args)
     upload = prepare_upload(args)

@@ -9,7 +9,38 @@ names. They depend on how much of its rate the phases reach; on a GPU, phases 3 
 """
 
 import argparse
-from collections.abc import Sequence
+
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.script import check_early, recipe_path, run_script
+from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
+from modernbert_small.settings.whole import Recipe, full_recipe
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, with the recipe read and checked.
+
+    Raises:
+        UserError: one of --rows and --tokens is given without the other, or the recipe is wrong.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help=RECIPE_HELP)
+    parser.add_argument("--gpu", help='a GPU such as H100 or "RTX 4090"; by default this machine')
+    parser.add_argument("--rows", type=int, help="number of texts in the corpus, before phase 1 has run")
+    parser.add_argument("--tokens", type=int, help="number of tokens in the corpus, before phase 1 has run")
+    args = parser.parse_args()
+    if (args.rows is None) != (args.tokens is None):
+        given, missing = ("--tokens", "--rows") if args.rows is None else ("--rows", "--tokens")
+        raise UserError(f"{given} is given without {missing}; expected both, or neither once phase 1 has run")
+    args.recipe = full_recipe(find_recipe(args.recipe))
+    return args
+
+
+if __name__ == "__main__":
+    check_early(parse_arguments)  # before the imports below, which take seconds
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +55,13 @@ from modernbert_small.initialise.guide import student_config
 from modernbert_small.packed.flops import PEAK_RATES, find_gpu, training_flops_per_token
 from modernbert_small.packed.machine import Machine, named_gpu, this_machine
 from modernbert_small.reporting.formats import duration
-from modernbert_small.run.errors import UserError
+from modernbert_small.run.devices import best_device
 from modernbert_small.run.loading import load_config
 from modernbert_small.run.records import RUN_FILE, read_run
-from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import aligned
-from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
-from modernbert_small.settings.whole import Recipe, full_recipe
+from modernbert_small.settings.sections import SECTIONS
+
+logger = logging.getLogger(__name__)
 
 MODERNBERT_BASE = {
     "vocab_size": 50_368,
@@ -298,14 +329,34 @@ def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine
 
 
 def without_gpu(seconds: float, machine: Machine) -> list[str]:
-    """What to say to somebody whose recipe takes days on a CPU."""
+    """What to say to somebody whose phases take days on a CPU."""
     if not machine.name.startswith("a CPU") or seconds < _LONG_SECONDS:
         return []
     return [
-        f"no GPU was found, and on this CPU the recipe takes some {duration(seconds)}. Settings for a CPU are those of "
+        f"no GPU was found, and on this CPU that takes some {duration(seconds)}. Settings for a CPU are those of "
         "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches; for a look at all "
         "phases, give 3 and 5 max_steps: 20, and 1 max_rows_per_source: 1000"
     ]
+
+
+def note_without_gpu(section: str, settings: Mapping[str, Any]) -> None:
+    """Log, at the beginning of a phase with sizes for a GPU, that there is none, and how long the recipe takes so.
+
+    Args:
+        section: of a recipe.
+        settings: of this run, with its flags.
+    """
+    default: int = SECTIONS[section].settings.tokens_per_batch
+    if best_device().type != "cpu" or settings["tokens_per_batch"] < default:
+        return
+    machine = this_machine()
+    recipe = full_recipe(find_recipe(recipe_path(sys.argv[1:]) or "v2"))
+    recipe[section] |= settings
+    rows, tokens, lengths, _ = corpus_size(recipe["create_dataset"], None, None)
+    costs, _ = plan(recipe, rows, tokens, lengths)
+    (cost,) = (cost for cost in costs if cost.phase == section)
+    for note in (*memory_problems([cost], recipe, machine), *without_gpu(cost.duration(machine), machine)):
+        logger.warning("%s", note)
 
 
 def explain(machine: Machine, source: str, assumed: Sequence[str]) -> list[str]:
@@ -321,29 +372,11 @@ def explain(machine: Machine, source: str, assumed: Sequence[str]) -> list[str]:
     ]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: one of --rows and --tokens is given without the other.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help=RECIPE_HELP)
-    parser.add_argument("--gpu", help=f"one of {', '.join(PEAK_RATES)}; by default this machine")
-    parser.add_argument("--rows", type=int, help="number of texts in the corpus, before phase 1 has run")
-    parser.add_argument("--tokens", type=int, help="number of tokens in the corpus, before phase 1 has run")
-    args = parser.parse_args()
-    if (args.rows is None) != (args.tokens is None):
-        given, missing = ("--tokens", "--rows") if args.rows is None else ("--rows", "--tokens")
-        raise UserError(f"{given} is given without {missing}; expected both, or neither once phase 1 has run")
-    return args
-
-
 def main() -> None:
     """Print what a recipe costs."""
     args = parse_arguments()
     machine = gpu_of(args.gpu) if args.gpu else this_machine()
-    recipe = full_recipe(find_recipe(args.recipe))
+    recipe: Recipe = args.recipe
     count, tokens, lengths, source = corpus_size(recipe["create_dataset"], args.rows, args.tokens)
     costs, assumed = plan(recipe, count, tokens, lengths)
     rate = f"{machine.flops_per_second / 1e12:,.3g} TFLOP/s {'measured' if machine.is_measured else 'in bf16'}"

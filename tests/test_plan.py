@@ -146,7 +146,10 @@ def test_a_batch_that_does_not_fit_gets_one_that_does():
 
 
 def test_days_on_a_cpu_are_said():
-    assert "takes some 2.0 days. Settings for a CPU are those of recipes/cpu.yaml" in without_gpu(2 * 86400, MACHINE)[0]
+    assert (
+        "that takes some 2.0 days. Settings for a CPU are those of recipes/cpu.yaml"
+        in without_gpu(2 * 86400, MACHINE)[0]
+    )
     assert not without_gpu(86400, MACHINE)
     assert not without_gpu(2 * 86400, gpu_of("H100"))
 

@@ -81,15 +81,23 @@ def _set_up_logs() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says it for all
-    from huggingface_hub.utils import (
-        logging as hub_logging,  # these two take a second, which no error needs to wait for
-    )
+    if "transformers" not in sys.modules:
+        return  # a command without models, whose user need not wait for these imports
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
+
+
+def check_early(parse_arguments: Callable[[], object]) -> None:
+    """Answer --help and refuse mistakes, at the beginning of a command: what it imports after takes seconds."""
+    try:
+        parse_arguments()
+    except UserError as error:
+        exit_with_error(error)
 
 
 def exit_with_error(error: UserError) -> NoReturn:
@@ -160,6 +168,11 @@ def _remedy(error: Exception) -> str | None:
         return f"{error.strerror}: {error.filename or 'output'}; free some space, then go on with"
     if any(words in text for words in _NO_SPACE_WORDS):
         return f"no space left for the output ({text}); free some space, then go on with"
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:  # on a GPU, on a CPU
+        return (
+            f"out of memory ({text}); smaller batches need less: in phases 3 to 5 halve --tokens_per_batch, and double "
+            "--gradient_accumulation_steps of phases 3 and 5 for the same steps; with --overwrite, run again"
+        )
     if is_lost_process(error):
         return _LOST
     return None
