@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from forked import run_forked
-from helpers import SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
+from helpers import ROOT, SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
 from records import FOLDERS, fixture, names
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -119,7 +119,9 @@ def test_all_layers_transfer(finished, capsys):
 
     missing = run_in_process(SCRIPTS[1], folder, capsys, *flags[:-1], "checkpoints/x", "--train_file", "nowhere")
     assert missing.returncode == 2
-    assert "train_file: nowhere does not exist; --init all_layers needs a corpus" in missing.stderr
+    assert (
+        f"--train_file nowhere: no such folder; looked at {folder}/nowhere; phase 1 makes it: python " in missing.stderr
+    )
 
 
 def test_labels_are_the_reduced_teachers(finished):
@@ -203,7 +205,7 @@ def test_nothing_is_left_half_written_or_pickled(finished):
 def test_each_phase_names_the_next_command(finished):
     _, results = finished
     for result, following in zip(results, SCRIPTS[1:], strict=False):
-        assert f"next: python {following}" in result.stderr
+        assert f"next: python {ROOT / following} --config tiny.yaml" in result.stderr
     assert 'SentenceTransformer("checkpoints/model")' in results[-1].stderr
     assert "| mean |" in results[-1].stdout
 

@@ -90,19 +90,22 @@ def require_inputs(section: str, args: object) -> None:
         args: its settings.
 
     Raises:
-        UserError: with the path that was looked at, and the phase and command that make it.
+        UserError: with each path that was looked at, and the phase and command that make it.
     """
     recipe = recipe_path(sys.argv[1:])
     whole = full_recipe(find_recipe(recipe)) if recipe else None
+    missing = []
     for writer, output in CHAINS:
         written = whole[writer][output] if whole else getattr(SECTIONS[writer].settings, output)
         for key in (key for reader, key in CHAINS[writer, output] if reader == section):
             path = getattr(args, key)
             if not Path(path).exists() and (key == "train_file" or path == written):
-                raise UserError(
+                missing.append(
                     f"--{key} {path}: no such folder; looked at {Path(path).absolute()}; phase "
                     f"{list(SECTIONS).index(writer) + 1} makes it: {next_command(SECTIONS[writer].script)}"
                 )
+    if missing:
+        raise UserError("; ".join(missing))
 
 
 def _parse(
