@@ -107,12 +107,17 @@ def describe(recipe: Recipe, sections: Sequence[str]) -> None:
     print(flush=True)
 
 
-def finish(recipe: Recipe) -> None:
-    """Print the comparison of the finished model with its teacher, and where its report is."""
-    from modernbert_small.evaluation.account import format_account
+def finish(model: str, show_table: bool) -> None:
+    """Print where a finished model's report is, and how to use the model.
 
-    model = recipe["distil_train"]["output_dir"]
-    print(f"\n{format_account(read_run(model)['account'])}\n")
+    Args:
+        model: its folder.
+        show_table: also print the comparison with its teacher, which phase 5 prints when it ends.
+    """
+    if show_table:
+        from modernbert_small.evaluation.account import format_account  # takes seconds to import
+
+        print(f"\n{format_account(read_run(model)['account'])}\n")
     print(f"The report is {shown_path(Path(model, 'report.html'))}. To use the model in Python:\n")
     print("    from sentence_transformers import SentenceTransformer")
     print(f"    model = SentenceTransformer({model!r})")
@@ -146,6 +151,8 @@ def main() -> None:
     describe(recipe, sections)
     if args.dry_run:
         return
+    model = recipe["distil_train"]["output_dir"]
+    was_finished = state(model) == "finished"
     for section in sections:
         run_phase(section, file, ["--overwrite"] if args.overwrite else [])
-    finish(recipe)
+    finish(model, show_table=was_finished)

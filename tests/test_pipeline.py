@@ -15,6 +15,8 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
+from modernbert_small import pipeline
+
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {
     "create_dataset": {
@@ -194,6 +196,15 @@ def test_the_kept_records_have_the_names_of_a_real_run(finished, folder):
     root, _ = finished  # if this fails: python tests/records.py FOLDER
     real = json.loads((root / folder / "run.json").read_text())
     assert names(real) == names(json.loads(fixture(folder).read_text()))
+
+
+def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished, monkeypatch, capsys):
+    folder, results = finished
+    monkeypatch.chdir(folder)
+    pipeline.finish("checkpoints/model", show_table=True)
+    table, after = capsys.readouterr().out.split("\nThe report is ")
+    assert table.strip() in results[-1].stdout
+    assert after.startswith("checkpoints/model/report.html. ")
 
 
 def test_nothing_is_left_half_written_or_pickled(finished):

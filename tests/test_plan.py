@@ -154,6 +154,25 @@ def test_days_on_a_cpu_are_said():
     assert not without_gpu(2 * 86400, gpu_of("H100"))
 
 
+def test_a_phase_with_sizes_for_a_gpu_says_that_there_is_none(tmp_path, monkeypatch, caplog):
+    def unreachable(flag, name):
+        raise UserError("no hub")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pre_train.py"])
+    monkeypatch.setattr(module, "load_config", unreachable)
+    monkeypatch.setattr(module, "this_machine", lambda: replace(MACHINE, flops_per_second=1e9))
+    module.note_without_gpu("pre_train", {"tokens_per_batch": 4096, "max_steps": 1000})
+    assert not caplog.messages
+    module.note_without_gpu("pre_train", {"tokens_per_batch": 65_536, "max_steps": 5})
+    memory, time = caplog.messages
+    assert memory.startswith(
+        "pre_train: tokens_per_batch 65536 needs some 29 GB, and this machine has 25; use tokens_per"
+    )
+    assert "on this CPU that takes some" in time
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its rate is the data sheet's")
 def test_this_machine_is_measured():
     """Its rate is the one of a product of another size, to a factor that other work on the machine may make up."""
     machine = this_machine()

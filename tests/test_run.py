@@ -74,7 +74,7 @@ def started(tmp_path, monkeypatch):
     Path("own.txt").write_text("word " * 900)
     phases = []
     monkeypatch.setattr(pipeline, "run_phase", lambda section, recipe, flags: phases.append((section, *flags)))
-    monkeypatch.setattr(pipeline, "finish", lambda recipe: phases.append("finish"))
+    monkeypatch.setattr(pipeline, "finish", lambda model, show_table: phases.append((model, show_table)))
     return phases
 
 
@@ -101,14 +101,18 @@ def test_a_dry_run_says_what_each_phase_does_and_starts_none(started, monkeypatc
 
 def test_all_phases_or_those_from_one(started, monkeypatch):
     run(monkeypatch, "my.yaml")
-    assert started == [*((section,) for section in SECTIONS), "finish"]
+    assert started == [*((section,) for section in SECTIONS), ("checkpoints/ModernBERT-small-v2", False)]
     started.clear()
     with pytest.raises(UserError, match=r"--train_file data/corpus: no such folder; .* phase 1 makes it: python "):
         run(monkeypatch, "my.yaml", "--from", "create_distil_dataset")
     for folder in ("data/corpus", "data/distil"):
         Path(folder).mkdir(parents=True)
     run(monkeypatch, "my.yaml", "--from", "create_distil_dataset", "--overwrite")
-    assert started == [("create_distil_dataset", "--overwrite"), ("distil_train", "--overwrite"), "finish"]
+    assert started == [
+        ("create_distil_dataset", "--overwrite"),
+        ("distil_train", "--overwrite"),
+        ("checkpoints/ModernBERT-small-v2", False),
+    ]
 
 
 def test_the_command_has_the_shelfs_name(started, monkeypatch):

@@ -281,6 +281,8 @@ def test_a_bad_flag_is_one_line(flags, said):
         (UserError("found 3, expected 4"), 2, "error: found 3, expected 4\n"),
         (KeyboardInterrupt(), 130, "stopped; go on with: python"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space left on device: x; free some space"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "out of memory (CUDA out of memory.); smaller batches need"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "halve --tokens_per_batch"),
         (None, 0, ""),
     ],
 )
