@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers import ROOT, SCRIPTS
 from standin_hub import StandInHub
-from test_recipe_from_hub import BOUNDS, HUB_IDS, NO_WAITS, launch, recipe, repositories  # noqa: F401, fixtures
+from test_recipe_from_hub import BOUNDS, CONSTANTS, HUB_IDS, launch, recipe, repositories  # noqa: F401, fixtures
 
 
 def test_offline_with_a_warm_cache_the_recipe_file_gives_the_same(recipe, repositories, tmp_path):  # noqa: F811
@@ -17,7 +17,7 @@ def test_offline_with_a_warm_cache_the_recipe_file_gives_the_same(recipe, reposi
             command = [Path(sys.executable).with_name("hf"), "download", "--repo-type", "dataset", dataset]
             subprocess.run(command, env=hub.environment(cache), check=True, capture_output=True)
         config = ["--config", str(ROOT / "recipes" / "v2.yaml")]
-        jobs = [[script, NO_WAITS, [*config, *flags]] for script, flags in zip(SCRIPTS, BOUNDS, strict=True)]
+        jobs = [[script, CONSTANTS, [*config, *flags]] for script, flags in zip(SCRIPTS, BOUNDS, strict=True)]
         asked = len(hub.requests)
         result = launch(tmp_path, hub.environment(cache, HF_HUB_OFFLINE="1"), *jobs)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import run_forked
 from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer
 from safetensors.torch import load_file
 from test_retrieval import write_set
 
 from modernbert_small.packed.checkpoints import last_whole_checkpoint
 
-LAUNCH = ROOT / "tests" / "launch.py"
 # On the CPU: a machine may have one GPU, and only on a CPU are sums the same to the byte.
-CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+CPU = {**os.environ, **NO_GPU}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
 
@@ -68,12 +69,11 @@ def jobs(out, tokens_per_batch, labels=None):
 @pytest.fixture(scope="module")
 def one_and_two(folder):
     """The phases' output by one process and by two."""
-    (folder / "one.json").write_text(json.dumps(jobs("one", 256)))
-    (folder / "two.json").write_text(json.dumps(jobs("two", 128, "one")))
-    for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two")):
-        command = [*launcher, LAUNCH, f"{name}.json"]
-        done = subprocess.run(command, cwd=folder, env=CPU, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 128, "one"))):
+        for script, constants, flags in run:
+            changes = {"constants": constants, "environment": NO_GPU, "processes": processes}
+            done = run_forked(script, folder, folder, *flags, **changes)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder / "one", folder / "two"
 
 

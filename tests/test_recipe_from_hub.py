@@ -22,8 +22,11 @@ BOUNDS = (
     ["--tokens_per_batch", "4096"],
     ["--max_steps", "2", "--tokens_per_batch", "1024"],
 )
-# datasets waits so long after each file that it streams.
-NO_WAITS = {"datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN": 0}
+# Samples are smaller than those of a user, and datasets doesn't wait after each file that it streams.
+CONSTANTS = {
+    "datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN": 0,
+    "modernbert_small.distil.alignment._SAMPLE_ROWS_PER_DIMENSION": 0.05,
+}
 HUB_IDS = {
     "base_model": ["Alibaba-NLP/gte-modernbert-base", "answerdotai/ModernBERT-base"],
     "datasets": [
@@ -57,7 +60,7 @@ def recipe(repositories, tmp_path_factory):
     """The five commands without a flag, from an empty folder and an empty cache; phases 3 and 5 upload."""
     folder, cache = tmp_path_factory.mktemp("recipe"), tmp_path_factory.mktemp("cache")
     push = {2: ["--push_to_hub"], 4: ["--push_to_hub"]}
-    jobs = [[script, NO_WAITS, [*BOUNDS[i], *push.get(i, [])]] for i, script in enumerate(SCRIPTS)]
+    jobs = [[script, CONSTANTS, [*BOUNDS[i], *push.get(i, [])]] for i, script in enumerate(SCRIPTS)]
     with StandInHub(repositories) as hub:
         result = launch(folder, hub.environment(cache, HF_TOKEN="hf_secret"), *jobs)
     assert result.returncode == 0, result.stdout + result.stderr

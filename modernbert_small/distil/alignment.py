@@ -40,7 +40,7 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     Returns:
         The mean cosine to the sample's labels, `before` and `after`.
     """
-    rows = min(len(dataset), _SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1])
+    rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
     labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
     encoder = student[0].auto_model
     # `rotate` sets this weight to 1, so the rotation is sought without it. Pooling is linear: the vectors with the
