@@ -12,6 +12,7 @@ report.
 import argparse
 import logging
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def describe(recipe: Recipe, sections: Sequence[str]) -> None:
     machine = plan.this_machine()
     rows, tokens, lengths, source = plan.corpus_size(recipe["create_dataset"], None, None)
     costs, assumed = plan.plan(recipe, rows, tokens, lengths)
-    print(f"On {machine.name}; some {rows:,} texts with {tokens:,} tokens\n")
+    free = shutil.disk_usage(".").free / 1e9
+    print(f"On {machine.name}, {free:,.0f} GB of disk free; some {rows:,} texts with {tokens:,} tokens\n")
     for cost in costs:
         if cost.phase not in sections:
             continue

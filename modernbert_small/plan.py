@@ -73,8 +73,8 @@ MODERNBERT_BASE = {
 WEIGHTS_BYTES = 4  # of a parameter in float32
 TRAINING_BYTES = 16  # of a trained parameter: its weight, its gradient and AdamW's two moments in float32
 CHECKPOINT_BYTES = 12  # of a trained parameter: its weight and the moments
-# Measured in docs/LOG.md, in bf16 and in float32, to within 5 %: a process without a model, and values that training
-# keeps for a token, so many times the width and the neurons of each layer, and the logits.
+# Fitted to phases 3 and 5 in docs/LOG.md, in bf16 and in float32, to within 5 %: a process without a model, and the
+# values that training keeps for a token: so many times the width and the neurons of each layer, and the logits.
 PROCESS_BYTES = 1_300_000_000
 _VALUES_OF_WIDTH, _VALUES_OF_NEURONS, _VALUES_OF_LOGITS = 16, 8, 4
 CORPUS_TOKENS_PER_SECOND = 1_700_000  # phase 1 on two CPU cores, without downloads (docs/LOG.md)
@@ -220,8 +220,18 @@ def trained_tokens(settings: dict[str, Any], tokens: int) -> float:
         settings: of the phase.
         tokens: of the corpus.
     """
-    steps = settings.get("max_steps") or -1
+    steps = settings["max_steps"] * settings["gradient_accumulation_steps"]
     return steps * settings["tokens_per_batch"] if steps > 0 else tokens * float(settings["num_train_epochs"])
+
+
+def checkpoint_bytes(settings: dict[str, Any], parameters: int) -> int:
+    """Bytes of the checkpoints that a training phase keeps, the best one and the model itself among them."""
+    return CHECKPOINT_BYTES * parameters * ((settings["save_total_limit"] or 2) + 1)
+
+
+def layer_values(config: PreTrainedConfig) -> float:
+    """Values of a token that a layer keeps for backward; without backward, at most those of one layer are there."""
+    return _VALUES_OF_WIDTH * config.hidden_size + _VALUES_OF_NEURONS * config.intermediate_size
 
 
 def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> tuple[list[PhaseCost], list[str]]:
@@ -246,15 +256,12 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
     student = student_config(**sizes, vocab_size=large.vocab_size, special_ids=_IDS, teacher=inherited)
     with_head, encoder = count_parameters(student, True), count_parameters(student, False)
     loaded, of_teacher = count_parameters(large, False) + with_head, count_parameters(teacher, False)
-    kept = CHECKPOINT_BYTES * ((mlm["save_total_limit"] or 2) + 1)
     mlm_flops = training_flops_per_token(student, lengths, mlm["mlm_probability"]) * trained_tokens(mlm, tokens)
     label_flops = forward_flops_per_token(teacher, lengths) * tokens
     distil_flops = training_flops_per_token(student, lengths) * trained_tokens(distil, tokens)
     texts, token_ids, vectors = TEXT_BYTES * tokens, 2.0 * tokens, 2.0 * rows * labels["embedding_dim"]
-    layer_values = _VALUES_OF_WIDTH * student.hidden_size + _VALUES_OF_NEURONS * student.intermediate_size
-    kept_values = float(student.num_hidden_layers * layer_values)
+    values = student.num_hidden_layers * layer_values(student)
     logits = _VALUES_OF_LOGITS * mlm["mlm_probability"] * student.vocab_size
-    forward_values = float(_VALUES_OF_WIDTH * teacher.hidden_size + _VALUES_OF_NEURONS * teacher.intermediate_size)
     costs = [
         PhaseCost("create_dataset", "", 0, 0, 0.0, tokens / CORPUS_TOKENS_PER_SECOND, 0.0, texts),
         PhaseCost(
@@ -263,18 +270,18 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
         ),
         PhaseCost(
             *("pre_train", "student", with_head, TRAINING_BYTES, mlm_flops, 0.0),
-            mlm["tokens_per_batch"] * (kept_values + logits),
-            token_ids + kept * with_head,
+            mlm["tokens_per_batch"] * (values + logits),
+            token_ids + checkpoint_bytes(mlm, with_head),
         ),
         PhaseCost(
             *("create_distil_dataset", "teacher", of_teacher, WEIGHTS_BYTES, label_flops, 0.0),
-            labels["tokens_per_batch"] * forward_values,
+            labels["tokens_per_batch"] * layer_values(teacher),
             texts + vectors + WEIGHTS_BYTES * of_teacher,
         ),
         PhaseCost(
             *("distil_train", "student", encoder, TRAINING_BYTES, distil_flops, 0.0),
-            distil["tokens_per_batch"] * kept_values,
-            token_ids + vectors + kept * encoder,
+            distil["tokens_per_batch"] * values,
+            token_ids + vectors + checkpoint_bytes(distil, encoder),
         ),
     ]
     assumed = dict.fromkeys([assumed_of_large, assumed_of_teacher])  # once if both are the same
