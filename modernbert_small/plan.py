@@ -308,9 +308,9 @@ def format_plan(costs: Sequence[PhaseCost], machine: Machine) -> str:
         flops = f"{cost.flops / 1e15:,.1f}" if cost.flops else ""
         room = (f"{cost.memory(machine) / 1e9:.1f}", f"{cost.disk / 1e9:,.1f}")
         rows.append((cost.phase, cost.model, size, *room, flops, duration(cost.duration(machine))))
-    flops, seconds = sum(cost.flops for cost in costs), sum(cost.duration(machine) for cost in costs)
-    disk = sum(cost.disk for cost in costs)
-    rows.append(("all", "", "", "", f"{disk / 1e9:,.1f}", f"{flops / 1e15:,.1f}", duration(seconds)))
+    disk, work = sum(cost.disk for cost in costs), sum(cost.flops for cost in costs)
+    seconds = sum(cost.duration(machine) for cost in costs)
+    rows.append(("all", "", "", "", f"{disk / 1e9:,.1f}", f"{work / 1e15:,.1f}", duration(seconds)))
     return aligned(rows, text_columns=(0, 1))
 
 

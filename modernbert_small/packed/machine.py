@@ -54,6 +54,7 @@ def this_machine() -> Machine:
     """The device that the phases would run on here. If its rate is not known, it is measured in a third of a second."""
     device = best_device()
     bf16 = compute_dtype(device) is torch.bfloat16
+    memory: int | None
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
         if known := find_gpu(name):
