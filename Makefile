@@ -1,4 +1,5 @@
 # make install   makes .venv with the versions of requirements.txt; PYTHON=python3.12 chooses the interpreter
+# make model     runs all five phases of a recipe: make model RECIPE=my.yaml; first it says what they take
 # make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes with bf16
 # make test      runs the whole test suite, offline
 # make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write;
@@ -9,15 +10,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test soak check bench lock audit
+.PHONY: install model demo test soak check bench lock audit
 
 install: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
 	touch $@
+
+model: install
+	$(BIN)/python -m modernbert_small.run $(RECIPE)
 
 demo: install
 	$(BIN)/python -m modernbert_small.demo
@@ -41,7 +45,7 @@ bench: install
 lock:
 	(echo '# Every package that requirements.txt brings on Linux with x86-64 and Python 3.11, with hashes. Made by `make lock`.'; \
 	echo '# pip install --require-hashes --requirement requirements.lock && pip install --no-deps --editable .'; \
-	grep --invert-match '^-e' requirements.txt | uv pip compile - --quiet --generate-hashes --no-header --no-annotate \
+	uv pip compile requirements.txt --quiet --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --python-version 3.11 --python-platform x86_64-manylinux_2_28) > requirements.lock.tmp
 	mv requirements.lock.tmp requirements.lock
 

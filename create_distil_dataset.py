@@ -13,9 +13,14 @@ that are not in the sample are labelled in batches of similar length, shard by s
 the first missing shard. Training on such labels follows LEAF (https://arxiv.org/abs/2509.12539).
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
+
+if __name__ == "__main__":
+    check_command_line("create_distil_dataset", __doc__)  # before the imports below, which take seconds
+
 import logging
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,78 +37,23 @@ from modernbert_small.label.labeller import Labeller
 from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
 from modernbert_small.label.teacher import reduce_teacher, with_projection
-from modernbert_small.packed.attention import ATTN_IMPLEMENTATIONS, choose_attn_implementation
+from modernbert_small.packed.attention import choose_attn_implementation
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.reporting.card import write_teacher_card
 from modernbert_small.run.artefacts import Run, begin
 from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.devices import best_device, can_compile, compute_dtype, peak_memory_bytes
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
-from modernbert_small.run.places import overlap
 from modernbert_small.run.processes import rank, wait_for_all
 from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import next_command, run_script
-from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits
+from modernbert_small.settings.create_distil_dataset import DistilDatasetArguments
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_FILE = "sample.npz"  # the sample's labels, kept in the output folder until it is finished
-
-
-@dataclass
-class DistilDatasetArguments:
-    """Settings of phase 4."""
-
-    teacher_name_or_path: str = field(
-        default="Alibaba-NLP/gte-modernbert-base",
-        metadata={"help": "embedding model whose vectors become the labels, hub id or folder"},
-    )
-    train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
-    output_dir: str = field(default="data/distil", metadata={"help": "folder to write: sentences with labels"})
-    teacher_output_dir: str = field(
-        default="checkpoints/teacher", metadata={"help": "folder to write: the teacher with its projection"}
-    )
-    embedding_dim: int = field(default=384, metadata={"help": "width of the labels, the student's hidden_size"})
-    eval_datasets: list[str] = field(
-        default_factory=list,
-        metadata={"help": "evaluation sets on which to measure what the projection costs, as in phase 5"},
-    )
-    pca_sample_size: int = field(default=100_000, metadata={"help": "texts the projection is fitted on"})
-    tokens_per_batch: int = field(default=65_536, metadata={"help": "tokens in a batch, padding included"})
-    attn_implementation: str = field(
-        default="auto",
-        metadata={"help": f"for a ModernBERT teacher: {', '.join(ATTN_IMPLEMENTATIONS)}; auto takes what runs best"},
-    )
-    torch_compile: bool | None = field(
-        default=None,
-        metadata={"help": "compile the layers of a ModernBERT teacher; by default on CUDA"},
-    )
-    seed: int = field(default=42, metadata={"help": "of the sample"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's repository brings"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
-
-    def problems(self) -> list[str]:
-        """What is wrong with these settings, before anything is loaded."""
-        found = []
-        if self.embedding_dim < 2:
-            found.append(f"embedding_dim: {self.embedding_dim}, expected at least 2")
-        if self.pca_sample_size < self.embedding_dim:
-            found.append(
-                f"pca_sample_size: {self.pca_sample_size} texts are too few for {self.embedding_dim} directions"
-            )
-        if overlap(self.output_dir, self.teacher_output_dir):
-            found.append(
-                f"teacher_output_dir: {self.teacher_output_dir} overlaps with output_dir {self.output_dir}; name a "
-                "folder of its own"
-            )
-        if self.tokens_per_batch < 1:
-            found.append(f"tokens_per_batch: {self.tokens_per_batch}, expected at least 1")
-        try:
-            choose_attn_implementation(self.attn_implementation, best_device(), compute_dtype(best_device()))
-        except UserError as error:
-            found.append(str(error))
-        return found
 
 
 def load_teacher(args: DistilDatasetArguments) -> SentenceTransformer:
@@ -233,6 +183,8 @@ def finish(args: DistilDatasetArguments, run: Run, labeller: Labeller, ceiling: 
 def main() -> None:
     """Reduce the teacher, measure what that costs, label both splits."""
     args = parse_settings(DistilDatasetArguments, "create_distil_dataset", __doc__)
+    require_inputs("create_distil_dataset", args)
+    choose_attn_implementation(args.attn_implementation, best_device(), compute_dtype(best_device()))
     inputs = {"teacher": args.teacher_name_or_path, "corpus": args.train_file}
     set_paths = set_locations(args.eval_datasets, args.train_file)
     label_inputs = inputs | set_inputs(set_paths)
@@ -240,6 +192,7 @@ def main() -> None:
     if run is None:
         restore_reduced_teacher(args, inputs)
         return
+    note_without_gpu("create_distil_dataset", vars(args))
     check_splits(args.train_file, args.embedding_dim)
     sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     teacher = load_teacher(args)

@@ -14,12 +14,17 @@ held-out similarity is kept. At the end, student and teacher are compared. --pus
 once; it also uploads a folder that an earlier run finished.
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
+
+if __name__ == "__main__":
+    check_command_line("distil_train", __doc__)  # before the imports below, which take seconds
+
 import json
 import logging
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import SequentialEvaluator
@@ -47,6 +52,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
 from modernbert_small.run.artefacts import Run, begin
@@ -57,56 +63,15 @@ from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
-from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits, split_files
+from modernbert_small.settings.distil_train import DistilTrainSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DistilTrainArguments(PackedTrainingArguments, SentenceTransformerTrainingArguments):
-    """Settings of phase 5; phase 3 shares PackedTrainingArguments, and the rest are sentence-transformers'."""
-
-    model_name_or_path: str = field(default="checkpoints/mlm", metadata={"help": "phase 3's student"})
-    teacher_name_or_path: str = field(
-        default="checkpoints/teacher",
-        metadata={"help": "phase 4's reduced teacher, with which the student is compared"},
-    )
-    train_file: str = field(default="data/distil", metadata={"help": "phase 4's labels"})
-    output_dir: str = field(default="checkpoints/ModernBERT-small-v2", metadata={"help": "folder to write"})
-    model_name: str | None = field(
-        default=None, metadata={"help": "what card and report call the model; by default the folder's name"}
-    )
-    eval_datasets: list[str] = field(
-        default_factory=lambda: ["msmarco", "hotpotqa"],
-        metadata={"help": "sets to report on: NanoBEIR names, folders, stsb, files of queries or pairs, heldout"},
-    )
-    tokens_per_batch: int = field(
-        default=16_384,
-        metadata={
-            "help": "tokens in a batch on each device; at least max_seq_length; small batches distil best (LEAF)"
-        },
-    )
-    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint, not the last"})
-    metric_for_best_model: str | None = field(
-        default="eval_similarity",
-        metadata={"help": "eval_similarity, the held-out cosine to the labels, or eval_loss; never a reported set"},
-    )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "whether a greater metric_for_best_model is better; by default not for a loss"}
-    )
-    pooling: Literal["auto", "cls", "mean"] = field(
-        default="auto",
-        metadata={
-            "help": "how the student's vector is made of its tokens' states; auto: as its first weights pool, or mean"
-        },
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder contains"})
-
-    def problems(self) -> list[str]:
-        """Problems with these settings, which are found before anything is loaded."""
-        return self.shared_problems(("similarity", "loss"))
+class DistilTrainArguments(DistilTrainSettings, PackedTrainingArguments, SentenceTransformerTrainingArguments):
+    """Settings of phase 5: those of modernbert_small/settings/distil_train.py, and sentence-transformers'."""
 
 
 def load_student(args: DistilTrainArguments, teacher: SentenceTransformer) -> SentenceTransformer:
@@ -239,6 +204,7 @@ def write_report_and_upload(args: DistilTrainArguments) -> None:
 def main() -> None:
     """Check and load teacher and student, train, compare both, write model, card and report, upload if asked to."""
     args = parse_settings(DistilTrainArguments, "distil_train", __doc__)
+    require_inputs("distil_train", args)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "teacher": args.teacher_name_or_path, "labels": args.train_file}
     set_paths = set_locations(args.eval_datasets, args.train_file)
@@ -247,6 +213,7 @@ def main() -> None:
     if run is None:
         write_report_and_upload(args)
         return
+    note_without_gpu("distil_train", vars(args))
     check_splits(args.train_file)
     check_teacher(args, run.record["inputs"]["teacher"])
     teacher = load_sentence_transformer(

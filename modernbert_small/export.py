@@ -19,6 +19,61 @@ and NNCF.
 """
 
 import argparse
+
+from modernbert_small.run.script import check_early, run_script
+
+# The packages that each format's extra installs, and the names of its graphs. transformers.js calls the second one q8.
+NEEDED = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino", "nncf"),
+    "router": (),
+}
+FILES = {
+    "onnx": {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"},
+    "openvino": {
+        "float32": "openvino/openvino_model.xml",
+        "int8": "openvino/openvino_model_qint8_quantized.xml",
+    },
+}
+DTYPES = ("float32", "int8")
+# Of the cosines to PyTorch's vectors: a percentile, what it must reach, and what the mean must reach. In float32 no
+# vector may differ. In int8 one unusual text decides nothing: of all-MiniLM-L6-v2 in ONNX, the lowest cosine was .982,
+# the 5th percentile .992 and the mean .995.
+GATES = {"float32": (0, 0.9999, 0.9999), "int8": (5, 0.985, 0.99)}
+PARITY_TEXTS = 256  # texts whose vectors are compared
+BATCH_SIZE = 32
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model folder or hub id")
+    parser.add_argument("--format", required=True, choices=list(NEEDED), help="format to export to")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="types of the weights; default: both"
+    )
+    parser.add_argument("--teacher", help="for --format router: the reduced teacher that made the student's labels")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
+    parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        help="sets to compare on: NanoBEIR names, folders laid out like NanoBEIR, stsb, Parquet files of sentence "
+        "pairs; default: none, vectors of docstrings are compared",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the folder if it was made with other settings"
+    )
+    args = parser.parse_args()
+    if (args.format == "router") != (args.teacher is not None):
+        parser.error("--format router and --teacher belong together; pass both or neither")
+    return args
+
+
+if __name__ == "__main__":
+    check_early(parse_arguments)  # before the imports below, which take seconds
+
 import importlib.util
 import logging
 import random
@@ -45,7 +100,6 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.records import write_json
 from modernbert_small.run.saving import save_embedding_model
-from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -53,27 +107,6 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 # Maps input_ids (B, L) and attention_mask (B, L) to vectors (B, D).
 Runtime = Callable[[NDArray[np.int64], NDArray[np.int64]], Vectors]
-
-# The packages that each format's extra installs, and the names of its graphs. transformers.js calls the second one q8.
-NEEDED = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino", "nncf"),
-    "router": (),
-}
-FILES = {
-    "onnx": {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"},
-    "openvino": {
-        "float32": "openvino/openvino_model.xml",
-        "int8": "openvino/openvino_model_qint8_quantized.xml",
-    },
-}
-DTYPES = ("float32", "int8")
-# Of the cosines to PyTorch's vectors: a percentile, what it must reach, and what the mean must reach. In float32 no
-# vector may differ. In int8 one unusual text decides nothing: of all-MiniLM-L6-v2 in ONNX, the lowest cosine was .982,
-# the 5th percentile .992 and the mean .995.
-GATES = {"float32": (0, 0.9999, 0.9999), "int8": (5, 0.985, 0.99)}
-PARITY_TEXTS = 256  # texts whose vectors are compared
-BATCH_SIZE = 32
 
 
 class _Whole(torch.nn.Module):
@@ -463,33 +496,6 @@ def format_check(record: dict[str, Any]) -> str:
         f"{markdown_table(rows)}\n\nCosines are those to the vectors before the export, of {record['texts']} texts. "
         "Columns with a set's name hold nDCG@10."
     )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model folder or hub id")
-    parser.add_argument("--format", required=True, choices=list(NEEDED), help="format to export to")
-    parser.add_argument(
-        "--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="types of the weights; default: both"
-    )
-    parser.add_argument("--teacher", help="for --format router: the reduced teacher that made the student's labels")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model's repository brings")
-    parser.add_argument("--output_dir", help="folder to write; default: <model>-<format>")
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        help="sets to compare on: NanoBEIR names, folders laid out like NanoBEIR, stsb, Parquet files of sentence "
-        "pairs; default: none, vectors of docstrings are compared",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the folder if it was made with other settings"
-    )
-    args = parser.parse_args()
-    if (args.format == "router") != (args.teacher is not None):
-        parser.error("--format router and --teacher belong together; pass both or neither")
-    return args
 
 
 def main() -> None:

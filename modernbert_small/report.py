@@ -33,9 +33,10 @@ from modernbert_small.reporting.quality import (
     student_and_teacher,
 )
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.recipe import SECTIONS, full_recipe
 from modernbert_small.run.records import RUN_FILE, find_records, write_text
 from modernbert_small.run.script import run_script
+from modernbert_small.settings.sections import SECTIONS
+from modernbert_small.settings.whole import full_recipe
 
 REPORT_FILE = "report.html"
 

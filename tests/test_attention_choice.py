@@ -13,7 +13,6 @@ from transformers.utils import import_utils
 from modernbert_small.packed.attention import choose_attn_implementation, use_packed_attention
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.settings import parse_settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -96,11 +95,11 @@ def test_the_width_of_a_head_comes_from_the_model(gpu):
         use_packed_attention(model, "varlen", CUDA, BF16)
 
 
-def test_a_request_that_cannot_work_is_named_before_anything_loads(gpu):
+def test_a_request_that_cannot_work_is_named_before_anything_loads(gpu, monkeypatch):
     gpu(TURING)
-    flags = ["--attn_implementation", "varlen"]
+    monkeypatch.setattr(sys, "argv", [PHASE_4, "--attn_implementation", "varlen", "--train_file", "."])
     with pytest.raises(UserError, match=r"varlen needs a GPU of compute capability 8.0 or more, found 7.5; use auto"):
-        parse_settings(load_script(PHASE_4).DistilDatasetArguments, "create_distil_dataset", None, flags)
+        load_script(PHASE_4).main()
 
 
 def test_a_flash_attn_that_works_is_used_if_asked_for_and_never_by_itself(gpu, flash_attn):

@@ -1,55 +1,11 @@
-"""A demo that is stopped, and the retrieval set that it makes."""
-
-import os
-import signal
-import threading
-import time
+"""The retrieval set that the demo makes, and its searches."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from helpers import tiny_sentence_transformer
 
 from modernbert_small import demo
 from modernbert_small.evaluation.sets import RetrievalSet, load_evaluation_sets
-from modernbert_small.run.errors import Terminated, raise_stop
-
-PHASE = """
-import signal, sys, time
-from pathlib import Path
-
-def save(number, frame):
-    time.sleep(0.5)
-    Path("saved").touch()
-    sys.exit(143)
-
-signal.signal(signal.SIGTERM, save)
-signal.signal(signal.SIGINT, save)
-Path("started").touch()
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_stopped_demo_lets_its_phase_save(tmp_path, monkeypatch, number, raised):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
-    monkeypatch.setattr(demo, "RECIPE", tmp_path / "recipe.yaml")
-    (tmp_path / "phase.py").write_text(PHASE)
-
-    def stop_when_started():
-        while not (tmp_path / "started").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    earlier = signal.signal(number, raise_stop)
-    try:
-        threading.Thread(target=stop_when_started, daemon=True).start()
-        with pytest.raises(raised):
-            demo.run_phase("phase.py")
-    finally:
-        signal.signal(number, earlier)
-    assert (tmp_path / "saved").exists()
 
 
 def test_held_out_summaries_are_asked_among_all_bodies(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from modernbert_small.run import hub
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.settings.parse import parse_settings
 
 
 class FakeApi:

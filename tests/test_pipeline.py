@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from forked import run_forked
-from helpers import SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
+from helpers import ROOT, SCRIPTS, SENTENCES, run_in_process, tiny_modernbert, tiny_sentence_transformer
 from records import FOLDERS, fixture, names
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
+
+from modernbert_small import pipeline
 
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {
@@ -119,7 +121,9 @@ def test_all_layers_transfer(finished, capsys):
 
     missing = run_in_process(SCRIPTS[1], folder, capsys, *flags[:-1], "checkpoints/x", "--train_file", "nowhere")
     assert missing.returncode == 2
-    assert "train_file: nowhere does not exist; --init all_layers needs a corpus" in missing.stderr
+    assert (
+        f"--train_file nowhere: no such folder; looked at {folder}/nowhere; phase 1 makes it: python " in missing.stderr
+    )
 
 
 def test_all_layers_of_an_embedding_model(finished, capsys):
@@ -250,6 +254,15 @@ def test_the_kept_records_have_the_names_of_a_real_run(finished, folder):
     assert names(real) == names(json.loads(fixture(folder).read_text()))
 
 
+def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished, monkeypatch, capsys):
+    folder, results = finished
+    monkeypatch.chdir(folder)
+    pipeline.finish("checkpoints/model", show_table=True)
+    table, after = capsys.readouterr().out.split("\nThe report is ")
+    assert table.strip() in results[-1].stdout
+    assert after.startswith("checkpoints/model/report.html. ")
+
+
 def test_nothing_is_left_half_written_or_pickled(finished):
     folder, _ = finished
     files = [path for path in folder.rglob("*") if "checkpoint-" not in str(path.relative_to(folder))]
@@ -259,7 +272,7 @@ def test_nothing_is_left_half_written_or_pickled(finished):
 def test_each_phase_names_the_next_command(finished):
     _, results = finished
     for result, following in zip(results, SCRIPTS[1:], strict=False):
-        assert f"next: python {following}" in result.stderr
+        assert f"next: python {ROOT / following} --config tiny.yaml" in result.stderr
     assert 'SentenceTransformer("checkpoints/model")' in results[-1].stderr
     assert "| mean |" in results[-1].stdout
 

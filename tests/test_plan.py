@@ -1,6 +1,8 @@
 """What a recipe costs: against real models, torch's own count of their operations, and numbers written by hand."""
 
 import json
+import timeit
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ModernBertForMaskedLM
 
 from modernbert_small import plan as module
+from modernbert_small.packed.machine import OF_A_MEASUREMENT, Machine, this_machine
 from modernbert_small.plan import (
     PhaseCost,
     corpus_size,
     count_parameters,
     format_plan,
     forward_flops_per_token,
+    gpu_of,
+    memory_problems,
     plan,
-    rate_of,
     teacher_config,
+    without_gpu,
 )
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.recipe import full_recipe
+from modernbert_small.settings.whole import full_recipe
 
 LENGTH = 5  # within the tiny models' sliding windows, since torch counts dense attention
 
@@ -44,15 +49,15 @@ def costs(tmp_path, models):
     """The plan of a recipe with these models, on a corpus of 9,000 tokens."""
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
     recipe = {
-        "distil_train": {"num_train_epochs": 3},
-        "create_distil_dataset": {"teacher_name_or_path": str(tmp_path / "big")},
-        "pre_train": {"max_steps": 10, "tokens_per_batch": 512},
+        "distil_train": {"num_train_epochs": 3, "max_seq_length": 128, "tokens_per_batch": 512},
+        "create_distil_dataset": {"teacher_name_or_path": str(tmp_path / "big"), "embedding_dim": 16},
+        "pre_train": {"max_steps": 10, "tokens_per_batch": 512, "max_seq_length": 128},
         "init_model_mlm": {"teacher_name_or_path": str(tmp_path / "big")}
         | {name: getattr(models["student"].config, name) for name in sizes},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     whole = full_recipe(tmp_path / "recipe.yaml")
-    found, assumed = plan(dict(reversed(whole.items())), 9000, np.array([LENGTH] * 3))
+    found, assumed = plan(dict(reversed(whole.items())), 1800, 9000, np.array([LENGTH] * 3))
     assert assumed == []
     return {cost.phase: cost for cost in found}
 
@@ -97,25 +102,85 @@ def test_the_default_recipe_without_the_hub(monkeypatch):
         raise UserError("no hub")
 
     monkeypatch.setattr(module, "load_config", unreachable)
-    costs, assumed = plan(full_recipe(ROOT / "recipes" / "v2.yaml"), 10**9, np.array([200]))
-    assert round(costs[1].parameters / 1e6) == 37
-    assert round(costs[2].parameters / 1e6) == 149  # ModernBERT-base
+    costs, assumed = plan(full_recipe(ROOT / "recipes" / "v2.yaml"), 5 * 10**6, 10**9, np.array([200]))
+    assert round(costs[2].parameters / 1e6) == 37
+    assert round(costs[3].parameters / 1e6) == 149  # ModernBERT-base
     assert [text.split()[0] for text in assumed] == ["answerdotai/ModernBERT-base", "Alibaba-NLP/gte-modernbert-base"]
 
 
-def test_the_table_by_hand(monkeypatch):
-    monkeypatch.setattr(module, "UTILISATION", {"pre_train": 0.25, "distil_train": 0.2})
-    costs = [
-        PhaseCost("init_model_mlm", "large", 500_000_000, 4, 0),
-        PhaseCost("pre_train", "student", 10_000_000, 16, 3.6e18),
-        PhaseCost("distil_train", "student", 10_000_000, 16, 1.8e18),
+MACHINE = Machine(
+    "a CPU, 2 threads, no GPU", 1e15, {"pre_train": 0.25, "distil_train": 0.2}, bf16=True, memory=25 * 10**9
+)
+COSTS = [
+    PhaseCost("create_dataset", "", 0, 0, 0.0, 60.0, 0.0, 4.5e9),
+    PhaseCost("init_model_mlm", "large", 500_000_000, 4, 0.0, 120.0, 0.0, 2e8),
+    PhaseCost("pre_train", "student", 10_000_000, 16, 3.6e18, 0.0, 32e9, 1e9),
+    PhaseCost("distil_train", "student", 10_000_000, 16, 1.8e18, 0.0, 2e9, 1e9),
+]
+
+
+def test_the_table_by_hand():
+    """1.3 GB of each process, 16 bytes a trained parameter, 2 bytes an activation in bf16."""
+    assert [line.split() for line in format_plan(COSTS, MACHINE).splitlines()[1:]] == [
+        ["create_dataset", "1.3", "4.5", "60", "s"],
+        ["init_model_mlm", "large", "500.0", "M", "3.3", "0.2", "2.0", "min"],
+        ["pre_train", "student", "10.0", "M", "65.5", "1.0", "3,600.0", "4.0", "h"],
+        ["distil_train", "student", "10.0", "M", "5.5", "1.0", "1,800.0", "2.5", "h"],
+        ["all", "6.7", "5,400.0", "6.5", "h"],
     ]
-    assert [line.split() for line in format_plan(costs, 1e15).splitlines()[1:]] == [
-        ["init_model_mlm", "large", "500.0", "M", "2.00"],
-        ["pre_train", "student", "10.0", "M", "0.16", "3,600.0", "4.00"],
-        ["distil_train", "student", "10.0", "M", "0.16", "1,800.0", "2.50"],
-        ["all", "5,400.0", "6.50"],
-    ]
+
+
+def test_a_batch_that_does_not_fit_gets_one_that_does():
+    recipe = {
+        "create_dataset": {},
+        "init_model_mlm": {},
+        "pre_train": {"tokens_per_batch": 4096, "max_seq_length": 128, "gradient_accumulation_steps": 2},
+        "distil_train": {"tokens_per_batch": 4096, "max_seq_length": 128, "gradient_accumulation_steps": 1},
+    }
+    (said,) = memory_problems(COSTS, recipe, MACHINE)
+    assert said.startswith("pre_train: tokens_per_batch 4096 needs some 65 GB, and this machine has 25; use ")
+    assert (
+        "tokens_per_batch: 1024 and gradient_accumulation_steps: 8, which" in said
+    )  # 1.46 + 16 GB fit, 1.46 + 32 do not
+    assert not memory_problems(COSTS, recipe, replace(MACHINE, memory=None))
+
+
+def test_days_on_a_cpu_are_said():
+    assert (
+        "that takes some 2.0 days. Settings for a CPU are those of recipes/cpu.yaml"
+        in without_gpu(2 * 86400, MACHINE)[0]
+    )
+    assert not without_gpu(86400, MACHINE)
+    assert not without_gpu(2 * 86400, gpu_of("H100"))
+
+
+def test_a_phase_with_sizes_for_a_gpu_says_that_there_is_none(tmp_path, monkeypatch, caplog):
+    def unreachable(flag, name):
+        raise UserError("no hub")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pre_train.py"])
+    monkeypatch.setattr(module, "load_config", unreachable)
+    monkeypatch.setattr(module, "this_machine", lambda: replace(MACHINE, flops_per_second=1e9))
+    module.note_without_gpu("pre_train", {"tokens_per_batch": 4096, "max_steps": 1000})
+    assert not caplog.messages
+    module.note_without_gpu("pre_train", {"tokens_per_batch": 65_536, "max_steps": 5})
+    memory, time = caplog.messages
+    assert memory.startswith(
+        "pre_train: tokens_per_batch 65536 needs some 29 GB, and this machine has 25; use tokens_per"
+    )
+    assert "on this CPU that takes some" in time
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its rate is the data sheet's")
+def test_this_machine_is_measured():
+    """Its rate is the one of a product of another size, to a factor that other work on the machine may make up."""
+    machine = this_machine()
+    assert machine.utilisation is OF_A_MEASUREMENT
+    matrix = torch.ones((700, 700), dtype=torch.bfloat16 if machine.bf16 else torch.float32)
+    best = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=9))
+    assert 0.2 < machine.flops_per_second / (2 * 700**3 / best) < 5
+    assert machine.memory > 10**9
 
 
 def test_a_bert_counts_what_torch_counts():
@@ -126,15 +191,20 @@ def test_a_bert_counts_what_torch_counts():
     assert count_parameters(config, False) == BertModel(config).num_parameters()
 
 
-def test_the_corpus_by_record_or_flags(tmp_path):
-    with pytest.raises(UserError, match=r"run phase 1 first, or pass --rows and --tokens"):
-        corpus_size(str(tmp_path), 10, None)
+def test_the_corpus_by_record_or_flags_or_sources(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").write_text("x" * 4500)
+    settings = {"output_dir": str(tmp_path), "max_seq_length": 100, "max_rows_per_source": None}
+    settings["sources"] = [f"own={tmp_path / 'own'}"]
+    assert corpus_size(settings, None, None)[:2] == (25, 1000)  # 4.5 bytes a token, 40 tokens a text
+    settings |= {"sources": ["npr", "python_docs"], "max_rows_per_source": 10}
+    assert corpus_size(settings, None, None)[1] == 10 * 580 + 10 * 130
     parts = [{"rows": 30, "tokens": 300}, {"rows": 10, "tokens": 1000}]
     (tmp_path / "run.json").write_text(json.dumps({"by_source": parts}))
-    rows, tokens, lengths, source = corpus_size(str(tmp_path), None, None)
+    rows, tokens, lengths, source = corpus_size(settings, None, None)
     assert (rows, tokens, lengths.mean()) == (40, 1300, 32.5)
     assert str(tmp_path) in source
-    assert corpus_size(str(tmp_path), 5, 50)[:3] == (5, 50, 10)
+    assert corpus_size(settings, 5, 50)[:3] == (5, 50, 10)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +213,7 @@ def test_the_corpus_by_record_or_flags(tmp_path):
         (
             "create_distil_dataset: {embedding_dim: 128}",
             [],
-            "has hidden_size 384, create_distil_dataset embedding_dim 128",
+            "has hidden_size 384, the default, and create_distil_dataset has embedding_dim 128",
         ),
         ("", ["--rows", "1000"], "--rows is given without --tokens; expected both"),
     ],
@@ -156,8 +226,8 @@ def test_what_cannot_be_planned_is_one_line(tmp_path, monkeypatch, text, flags, 
 
 
 def test_names():
-    assert rate_of("NVIDIA H100 PCIe") == ("H100 PCIe", 756e12)
-    assert rate_of("l40s")[0] == "L40S"
+    assert (gpu_of("NVIDIA H100 PCIe").name, gpu_of("H100 PCIe").flops_per_second) == ("one H100 PCIe", 756e12)
+    assert gpu_of("l40s").name == "one L40S"
     with pytest.raises(UserError, match=r"--gpu TPU: its rate is not known; expected one of B200"):
-        rate_of("TPU")
+        gpu_of("TPU")
     assert teacher_config(str(Path("nowhere")))[1].startswith("nowhere cannot be read here")

@@ -1,7 +1,9 @@
 """Progress without a terminal: a log line every half minute."""
 
 import logging
+from types import SimpleNamespace
 
+from modernbert_small.packed.progress import Progress
 from modernbert_small.run import progress
 from modernbert_small.run.progress import ProgressBar
 
@@ -21,3 +23,30 @@ def test_short_work_says_nothing(caplog):
     with ProgressBar(2, "reading") as bar:
         bar.update(2)
     assert not caplog.messages
+
+
+def test_training_says_how_long_it_takes_after_its_first_step(caplog, monkeypatch):
+    """100 tokens in 100 s, of 1,000 steps: more than a day is left, in hours."""
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    training = Progress(tokens_per_step=100)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=1000, global_step=0)
+
+    def step(seconds, is_logged=False):
+        now[0], state.global_step = seconds, state.global_step + 1
+        training.on_step_end(None, state, SimpleNamespace(should_log=is_logged))
+
+    training.on_train_begin(None, state, None)
+    step(100)
+    step(110)
+    step(150)
+    step(200, is_logged=True)
+    training.on_log(None, state, None, {"loss": 2.5})
+    training.on_train_end(None, state, None)
+    assert caplog.messages == [
+        "1,000 steps of some 100 tokens each",
+        "step 1/1000  1 tokens/s  27:45:00 left",
+        "step 3/1000  2 tokens/s  13:50:50 left",
+        "step 4/1000  loss 2.5  2 tokens/s  13:50:00 left",
+    ]

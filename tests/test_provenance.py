@@ -7,8 +7,8 @@ from helpers import SCRIPTS, load_script
 from test_settings import CLASSES
 
 from modernbert_small.reporting.provenance import changed_settings
-from modernbert_small.run.recipe import SECTIONS
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.settings.parse import parse_settings
+from modernbert_small.settings.sections import SECTIONS
 
 
 @pytest.mark.parametrize(("section", "script"), list(zip(SECTIONS, SCRIPTS, strict=True)))
@@ -20,8 +20,6 @@ def test_only_settings_that_differ_from_the_default(section, script, tmp_path):
         return changed_settings(section, getattr(settings, "to_dict", lambda: dataclasses.asdict(settings))())
 
     default = {"use_cpu": True} if section in ("pre_train", "distil_train") else {}  # found to be so on this machine
-    if section == "create_distil_dataset":
-        default["eval_datasets"] = []  # the default recipe names some
     assert changed() == default
     flags = ["--output_dir", str(tmp_path), "--seed", "7"]
     assert changed(*flags) == default | {"output_dir": str(tmp_path), "seed": 7}

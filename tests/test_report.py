@@ -179,7 +179,7 @@ def test_from_a_recipe_before_the_last_phase(model, no_plots):
 def test_nothing_to_report_is_one_line(tmp_path, monkeypatch, found):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
-    Path("empty.yaml").write_text("pre_train: {output_dir: nowhere}\n")
+    Path("empty.yaml").write_text("distil_train: {output_dir: nowhere}\n")
     with pytest.raises(UserError, match=r"no such file|no run\.json of a finished phase"):
         write_report(found)
 

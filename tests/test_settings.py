@@ -6,8 +6,10 @@ import logging
 import os
 import resource
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +22,14 @@ from tokenizers import Tokenizer, models
 
 from modernbert_small.corpus.sources import source_locations
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.recipe import SECTIONS, read_recipe
-from modernbert_small.run.script import run_script
-from modernbert_small.run.settings import declared_settings, parse_settings
+from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.tables import aligned, markdown_table
+from modernbert_small.settings.parse import parse_settings, require_inputs
+from modernbert_small.settings.parser import declared_settings
+from modernbert_small.settings.pre_train import PreTrainSettings
+from modernbert_small.settings.recipe import read_recipe
+from modernbert_small.settings.sections import SECTIONS, Section
+from modernbert_small.settings.whole import full_recipe
 
 CLASSES = dict(
     zip(
@@ -41,20 +47,20 @@ CLASSES = dict(
 
 
 @dataclass
-class Toy:
+class Toy(PreTrainSettings):
     """Settings of no script."""
 
     names: list[str] = field(default_factory=lambda: ["a"])
-    learning_rate: float = 1e-3
     seed: int = 42
 
     def problems(self):
-        found = []
-        if self.seed < 0:
-            found.append(f"seed: {self.seed}, expected 0 or more")
-        if self.learning_rate <= 0:
-            found.append(f"learning_rate: {self.learning_rate}, expected more than 0")
-        return found
+        return [*([] if self.seed >= 0 else [f"seed: {self.seed}, expected 0 or more"]), *super().problems()]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Toy in the place of phase 3's settings."""
+    monkeypatch.setitem(SECTIONS, "pre_train", Section("mlm/pre_train.py", Toy))
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def recipe(tmp_path, text):
     return str(path)
 
 
-def test_a_recipe_can_empty_a_list(tmp_path):
+def test_a_recipe_can_empty_a_list(toy, tmp_path):
     (tmp_path / "recipe.yaml").write_text("pre_train:\n  names: []\n")
     recipe = ["--config", str(tmp_path / "recipe.yaml")]
     assert parse_settings(Toy, "pre_train", None, recipe).names == []
@@ -102,13 +108,13 @@ def test_the_best_checkpoint_by_loss_has_the_least():
         assert found.greater_is_better is greater
 
 
-def test_command_line_beats_recipe_beats_default(tmp_path):
+def test_command_line_beats_recipe_beats_default(toy, tmp_path):
     path = recipe(
         tmp_path, "pre_train:\n  seed: 1\n  learning_rate: 5e-4\n  names: [x, y]\ncreate_dataset: {seed: 9}\n"
     )
     assert parse() == Toy()
-    assert parse("--config", path) == Toy(["x", "y"], 5e-4, 1)
-    assert parse(f"--config={path}", "--seed", "2", "--names", "z") == Toy(["z"], 5e-4, 2)
+    assert parse("--config", path) == Toy(names=["x", "y"], learning_rate=5e-4, seed=1)
+    assert parse(f"--config={path}", "--seed", "2", "--names", "z") == Toy(names=["z"], learning_rate=5e-4, seed=2)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
     [
         ("pre_train: {sed: 1}", "pre_train: unknown key 'sed'; did you mean 'seed'?"),
         ("pre_train: {config: other.yaml}", "unknown key 'config'"),
-        ("pre_train: {seed: many}", "argument --seed: invalid int value: 'many'"),
+        ("pre_train: {seed: many}", "recipe.yaml: pre_train: seed: invalid int value: 'many'"),
         ("pretrain: {seed: 1}", "unknown section 'pretrain'; sections are create_dataset,"),
         ("pre_train: 3", "pre_train: expected `key: value` lines, found 3"),
         ("- 1", "expected sections create_dataset,"),
@@ -129,16 +135,126 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
         ("pre_train: {[1]: 2}", "not YAML"),
         (
             "init_model_mlm: {hidden_size: 256}\ncreate_distil_dataset: {embedding_dim: 384}",
-            "init_model_mlm has hidden_size 256, create_distil_dataset embedding_dim 384; expected the same",
+            "init_model_mlm has hidden_size 256, and create_distil_dataset has embedding_dim 384; expected the same",
         ),
-        ("pre_train: {seed: -1, learning_rate: 0}", "seed: -1, expected 0 or more; learning_rate: 0.0, expected"),
+        (
+            "pre_train: {seed: -1, learning_rate: 0}",
+            "seed: -1, expected 0 or more; pre_train: learning_rate: 0.0",
+        ),
     ],
 )
-def test_a_bad_recipe_is_one_line_that_names_the_key(tmp_path, text, said):
+def test_a_bad_recipe_is_one_line_that_names_the_key(toy, tmp_path, text, said):
     with pytest.raises(UserError) as error:
         parse("--config", recipe(tmp_path, text))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "init_model_mlm: {num_layers: 6}",
+            "init_model_mlm: unknown key 'num_layers'; did you mean 'num_hidden_la",
+        ),
+        ("pre_train: {max_steps: sixty}", "pre_train: max_steps: invalid int value: 'sixty'"),
+        ("distil_train: {max_grad_norm: much}", "distil_train: max_grad_norm: invalid float value: 'much'"),
+        (
+            "distil_train: {router_maping: x}",
+            "distil_train: unknown key 'router_maping'; did you mean 'router_map",
+        ),
+        (
+            "pre_train: {per_device_train_batch_size: 8}",
+            "pre_train: per_device_train_batch_size: batches are",
+        ),
+        ("distil_train: {eval_strategy: often}", "distil_train: eval_strategy: invalid choice: 'often'"),
+        (
+            "create_dataset: {seed: -1}\ndistil_train: {learning_rate: 0}",
+            "create_dataset: seed: -1; use at least 0; di",
+        ),
+        (
+            "init_model_mlm: {hidden_size: 128, num_attention_heads: 2}",
+            "init_model_mlm has hidden_size 128, and create_distil_dataset has embedding_dim 384, the default; expe",
+        ),
+        (
+            "init_model_mlm: {max_position_embeddings: 512}\npre_train: {max_seq_length: 256}",
+            "distil_train has max_seq_length 1024, the default, but init_model_mlm has max_position_embeddings 512;",
+        ),
+        (
+            "create_dataset: {output_dir: mine/corpus}\npre_train: {train_file: mine/corpus/}",
+            "init_model_mlm: train_file is data/corpus, the default, but create_dataset writes mine/corpus; add "
+            "train_file: mine/corpus; create_distil_dataset: train_file is data/corpus",
+        ),
+        (
+            "pre_train: {seed: 1}\ndistil_train: {model_name_or_path: checkpoints/mml}",
+            "distil_train: model_name_or_path is checkpoints/mml, which is not there, but pre_train writes check",
+        ),
+    ],
+)
+@pytest.mark.parametrize("section", ["create_dataset", "create_distil_dataset"])
+def test_every_script_checks_every_section(tmp_path, section, text, said):
+    """The classes of phases 1 and 4 know nothing of the Trainer."""
+    with pytest.raises(UserError) as error:
+        parse_settings(SECTIONS[section].settings, section, None, ["--config", recipe(tmp_path, text)])
+    assert f"recipe.yaml: {said}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "distil_train: {model_name_or_path: answerdotai/ModernBERT-base}",  # no phase of this recipe makes a student
+        "create_dataset: {seed: 1}\npre_train: {train_file: .}",  # another corpus, which is there
+        "distil_train: {seed: 3, prompts: a}",  # the seed is the Trainer's, prompts are sentence-transformers'
+    ],
+)
+def test_a_recipe_may_read_what_no_phase_writes(tmp_path, text):
+    assert list(full_recipe(Path(recipe(tmp_path, text)))) == list(SECTIONS)
+
+
+def test_help_and_mistakes_wait_for_no_library(tmp_path):
+    """What a script does before its slow imports, in a process that has none of them."""
+    code = """
+import sys
+from modernbert_small.settings.parse import check_command_line
+
+for section in sys.argv.pop().split():
+    try:
+        check_command_line(section, "A script.")
+    except SystemExit as end:
+        print(section, end.code, {"torch", "transformers", "datasets", "pandas", "scipy"} & set(sys.modules))
+"""
+    mistake = ["--config", recipe(tmp_path, "init_model_mlm: {num_layers: 6}")]
+    for flags, status, said in ((["--help"], 0, "A script."), (mistake, 2, "unknown key 'num_layers'")):
+        words = [sys.executable, "-c", code, *flags, " ".join(SECTIONS)]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith(tuple(SECTIONS))]
+        assert lines == [f"{section} {status} set()" for section in SECTIONS], done.stderr
+        assert (done.stdout + done.stderr).count(said) == len(SECTIONS)
+
+
+def test_what_is_missing_names_the_phase_and_command_that_make_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["distil_train.py", "--config", recipe(tmp_path, "distil_train: {seed: 1}")])
+    args = SECTIONS["distil_train"].settings()
+    with pytest.raises(UserError) as error:
+        require_inputs("distil_train", args)
+    assert str(error.value).split("; --")[0] == (
+        f"--model_name_or_path checkpoints/mlm: no such folder; looked at {tmp_path}/checkpoints/mlm; phase 3 makes "
+        f"it: python {ROOT}/mlm/pre_train.py --config {tmp_path}/recipe.yaml"
+    )
+    args.model_name_or_path = "some/encoder"  # perhaps the hub's
+    args.train_file = "labels"
+    args.teacher_name_or_path = str(tmp_path)
+    with pytest.raises(UserError, match=rf"--train_file labels: .* phase 4 makes it: python {ROOT}/create_distil_da"):
+        require_inputs("distil_train", args)
+
+
+def test_the_next_command_is_right_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["create_dataset.py"])
+    monkeypatch.chdir(ROOT)
+    assert next_command("mlm/pre_train.py") == "python mlm/pre_train.py"
+    monkeypatch.chdir(tmp_path)
+    assert next_command("mlm/pre_train.py") == f"python {ROOT}/mlm/pre_train.py"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +281,8 @@ def test_a_bad_flag_is_one_line(flags, said):
         (UserError("found 3, expected 4"), 2, "error: found 3, expected 4\n"),
         (KeyboardInterrupt(), 130, "stopped; go on with: python"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space left on device: x; free some space"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "out of memory (CUDA out of memory.); smaller batches need"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "halve --tokens_per_batch"),
         (None, 0, ""),
     ],
 )
@@ -242,7 +360,7 @@ def test_tables_hold_no_control_characters():
 
 
 @pytest.mark.parametrize("given", ["recipe", "flag"])
-def test_the_home_folder_is_found_without_a_shell(tmp_path, monkeypatch, given):
+def test_the_home_folder_is_found_without_a_shell(toy, tmp_path, monkeypatch, given):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "recipe.yaml").write_text("pre_train: {names: [~/a, b~]}")

@@ -23,7 +23,7 @@ from modernbert_small.packed.checkpoints import last_whole_checkpoint
 from modernbert_small.packed.tokens import tokenize_split
 from modernbert_small.pretrain import loss
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
-from modernbert_small.run.settings import parse_settings
+from modernbert_small.settings.parse import parse_settings
 
 SCRIPT = "mlm/pre_train.py"
 

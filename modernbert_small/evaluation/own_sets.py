@@ -13,10 +13,10 @@ from modernbert_small.run.columns import LAYOUTS, Place, find_columns, split_map
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_own, reason
 from modernbert_small.run.readers import KNOWN_ENDINGS, BadRow, ending, open_file
+from modernbert_small.settings.create_dataset import HELDOUT
 
 logger = logging.getLogger(__name__)
 
-HELDOUT = "heldout"
 PAIR_COLUMNS = ["sentence1", "sentence2", "score"]
 _BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 

@@ -1,7 +1,7 @@
 """Filling a student from its teacher in one of the ways that `--init` names."""
 
 import logging
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, ModernBertModel, PreTrainedModel
@@ -10,10 +10,9 @@ from modernbert_small.initialise.all_layers import Batches, transfer_all_layers
 from modernbert_small.initialise.guide import principal_basis, transfer_embeddings, transfer_first_layer
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import PoolingMode
+from modernbert_small.settings.init_model_mlm import Init
 
 logger = logging.getLogger(__name__)
-
-Init = Literal["guide", "random", "embeddings", "all_layers"]
 
 
 class Transferred(NamedTuple):

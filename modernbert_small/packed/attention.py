@@ -30,10 +30,10 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from modernbert_small.run.errors import UserError
+from modernbert_small.settings.training import attention_problems
 
 logger = logging.getLogger(__name__)
 
-ATTN_IMPLEMENTATIONS = ("auto", "varlen", "packed_sdpa", "flash_attention_2")
 # A dense group takes rows down to this share of its longest row. Less would give fewer kernels and more padding.
 _SHORTEST_IN_GROUP = 0.75
 # Attention scores that are computed at a time, 4 MB in bf16. Of 2^20 to 2^23 scores this is the fastest for forward
@@ -51,7 +51,7 @@ def choose_attn_implementation(
     """Choose an attention implementation.
 
     Args:
-        requested: one of ATTN_IMPLEMENTATIONS.
+        requested: one of settings.training's ATTN_IMPLEMENTATIONS.
         device: where the model runs.
         dtype: in which it computes: under autocast autocast's, else that of the weights.
         head_dim: width of a head; None while the model is not known yet.
@@ -62,8 +62,8 @@ def choose_attn_implementation(
     Raises:
         UserError: there is no such implementation, or it cannot run so.
     """
-    if requested not in ATTN_IMPLEMENTATIONS:
-        raise UserError(f"attn_implementation: {requested}, expected {', '.join(ATTN_IMPLEMENTATIONS)}")
+    if problems := attention_problems(requested):
+        raise UserError("; ".join(problems))
     if requested == "packed_sdpa":
         return requested, "as asked"
     lacking = _what_flash_lacks(device, dtype, head_dim)
@@ -111,7 +111,7 @@ def use_packed_attention(model: PreTrainedModel, requested: str, device: torch.d
 
     Args:
         model: modified.
-        requested: one of ATTN_IMPLEMENTATIONS.
+        requested: one of settings.training's ATTN_IMPLEMENTATIONS.
         device: where the model runs.
         dtype: in which it computes: under autocast autocast's, else that of the weights.
 

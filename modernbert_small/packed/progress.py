@@ -2,7 +2,6 @@
 
 import logging
 import time
-from datetime import timedelta
 from typing import Any
 
 from tqdm import tqdm
@@ -11,12 +10,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modernbert_small.packed.batches import PackedSampler
 from modernbert_small.packed.flops import peak_flops_per_second
+from modernbert_small.run.progress import SECONDS_BETWEEN_LINES
 
 logger = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
-    """Shows a bar on a terminal, and elsewhere one line for each logging interval.
+    """Shows a bar on a terminal, and elsewhere a line for each logging interval.
+
+    There a line also follows the first step, and every half minute in which nothing else was logged.
 
     Args:
         tokens_per_step: mean number of tokens in a step, of all processes together.
@@ -31,7 +33,7 @@ class Progress(TrainerCallback):
     def __init__(self, tokens_per_step: float, peak_seconds_per_token: float | None = None) -> None:
         self.tokens_per_step, self.peak_seconds_per_token = tokens_per_step, peak_seconds_per_token
         self.tokens_per_second: float | None = None
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._seconds, self._last_line = 0, 0.0, 0.0
         self._step_began: float | None = None
         self._bar: tqdm | None = None
 
@@ -51,6 +53,9 @@ class Progress(TrainerCallback):
         """Open the bar, at the step from which training resumes."""
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+            if self._bar.disable:
+                steps = state.max_steps - state.global_step
+                logger.info("%s steps of some %s tokens each", f"{steps:,}", f"{self.tokens_per_step:,.0f}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step and its time."""
@@ -61,6 +66,9 @@ class Progress(TrainerCallback):
         self._step_began = now
         if self._bar is not None:
             self._bar.update()
+            is_due = self._steps == 1 or now - self._last_line > SECONDS_BETWEEN_LINES
+            if self._bar.disable and is_due and not control.should_log:
+                self._log_line(state, "")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave out the time of the evaluation."""
@@ -80,15 +88,19 @@ class Progress(TrainerCallback):
         if self._bar is None or not logs or "train_runtime" in logs:
             return
         shown = " ".join(f"{name} {_short(value)}" for name, value in logs.items() if _is_worth_showing(name, value))
-        step = f"step {state.global_step}/{state.max_steps}"
         if self._bar.disable:
             if state.global_step:
-                logger.info("%s  %s  %s  %s", step, shown, self._speed(), self._time_left(state))
+                self._log_line(state, shown)
         elif any(name.startswith("eval_") for name in logs):
             with tqdm.external_write_mode():
-                logger.info("%s  %s", step, shown)
+                logger.info("step %d/%d  %s", state.global_step, state.max_steps, shown)
         else:
             self._bar.set_postfix_str(f"{shown} {self._speed()}")
+
+    def _log_line(self, state: TrainerState, shown: str) -> None:
+        self._last_line = time.monotonic()
+        words = [f"step {state.global_step}/{state.max_steps}", shown, self._speed(), self._time_left(state)]
+        logger.info("%s", "  ".join(word for word in words if word))
 
     def _speed(self) -> str:
         """The speed as it is shown; empty before the second step."""
@@ -102,7 +114,8 @@ class Progress(TrainerCallback):
         if self.tokens_per_second is None:
             return ""
         tokens_left = (state.max_steps - state.global_step) * self.tokens_per_step
-        return f"{timedelta(seconds=round(tokens_left / self.tokens_per_second))} left"
+        minutes, seconds = divmod(round(tokens_left / self.tokens_per_second), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

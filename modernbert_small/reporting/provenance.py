@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from modernbert_small.reporting.formats import duration
 from modernbert_small.reporting.page import Section, Settings, Table, section, table
 from modernbert_small.reporting.phases import Record
-from modernbert_small.run.recipe import DEFAULT_RECIPE, read_recipe
 from modernbert_small.run.records import PHASES
+from modernbert_small.settings.sections import SECTIONS
 
 # What the Trainer and the launcher fill in by themselves.
 _FILLED_IN = (
@@ -68,10 +68,16 @@ def changed_settings(phase: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults(section: str) -> dict[str, object]:
-    """The defaults of a script: the Trainer's, and above them those of the default recipe."""
-    fields = dataclasses.fields(SentenceTransformerTrainingArguments)
-    trainers = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    return {name: _comparable(value) for name, value in (trainers | read_recipe(DEFAULT_RECIPE)[section]).items()}
+    """The defaults of a script: the Trainer's, and above them its own."""
+    fields = (
+        *dataclasses.fields(SentenceTransformerTrainingArguments),
+        *dataclasses.fields(SECTIONS[section].settings),
+    )
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    made = {field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING}
+    return {
+        name: _comparable(value) for name, value in (defaults | {name: make() for name, make in made.items()}).items()
+    }
 
 
 def _comparable(value: object) -> object:

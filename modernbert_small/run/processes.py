@@ -26,9 +26,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # The others wait while one process tokenises a corpus or fits a projection. A dead process is noticed at once.
 _PATIENCE = timedelta(days=7)
@@ -49,6 +50,8 @@ def world_size() -> int:
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
+        import torch.distributed as dist  # takes seconds, for which --help need not wait; so in the others below
+
         dist.barrier(_group())
 
 
@@ -71,6 +74,9 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is true in any process; all processes get the same answer."""
     if world_size() == 1:
         return flag
+    import torch
+    import torch.distributed as dist
+
     raised = torch.tensor(int(flag))
     dist.all_reduce(raised, dist.ReduceOp.MAX, _group())
     return bool(raised)
@@ -78,8 +84,12 @@ def any_process(flag: bool) -> bool:
 
 def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process has ended and so has closed its connections."""
+    if world_size() == 1:
+        return False
+    import torch.distributed as dist
+
     said = str(error)
-    return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in said or "Connection closed" in said)
+    return isinstance(error, dist.DistError) or "gloo" in said or "Connection closed" in said
 
 
 def end_soon_after_sigterm(last_words: str) -> None:
@@ -107,8 +117,10 @@ def _end_after_sigterm(reading: socket.socket, _writing: socket.socket, last_wor
 
 
 @functools.cache
-def _group() -> dist.ProcessGroup:
+def _group() -> "ProcessGroup":
     """All processes, connected over the CPU: waiting needs no device, and may take longer than a training step."""
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return dist.new_group(backend="gloo", timeout=_PATIENCE)

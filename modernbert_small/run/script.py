@@ -1,5 +1,6 @@
 """Running a script: its log, its signals, and what turns errors into exit statuses."""
 
+import argparse
 import errno
 import logging
 import os
@@ -8,16 +9,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
-
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
 
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
 from modernbert_small.run.processes import end_soon_after_sigterm, is_lost_process, local_world_size, rank, world_size
-from modernbert_small.run.recipe import recipe_path
 from modernbert_small.run.tables import printable
 
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or of the installed packages
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOST = "another process of this run has ended; what was saved is kept; go on with"
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -82,10 +81,28 @@ def _set_up_logs() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says it for all
+    if "transformers" not in sys.modules:
+        return  # a command without models, whose user need not wait for these imports
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
     hub_logging.set_verbosity_error()  # five retries a file would be ten lines of warnings
     transformers_logging.set_verbosity_error()  # weights that a head lacks, and the like: said better here
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")  # of what the Trainer passes on
+
+
+def check_early(parse_arguments: Callable[[], object]) -> None:
+    """Answer --help and refuse mistakes, at the beginning of a command: what it imports after takes seconds."""
+    try:
+        parse_arguments()
+    except UserError as error:
+        exit_with_error(error)
+
+
+def exit_with_error(error: UserError) -> NoReturn:
+    """Print an error as one line and end with the status of a mistake that the user can put right."""
+    sys.exit(_print_error(str(error), 2))
 
 
 def _print_error(message: str, status: int) -> int:
@@ -108,10 +125,27 @@ def _command() -> str:
     return f"{launcher} {' '.join(shown)}"
 
 
+def recipe_path(command_line: list[str]) -> str | None:
+    """The value of --config, read before anything else is parsed."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config")
+    try:
+        recipe = early.parse_known_args(command_line)[0].config
+    except argparse.ArgumentError as error:
+        raise UserError(f"--config: {error}") from error
+    return recipe and os.path.expanduser(recipe)
+
+
+def shown_path(path: Path) -> str:
+    """A path for people and shells: relative to the working folder if it is below it, else absolute."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 def next_command(script: str) -> str:
-    """The command that starts the next phase, with the recipe that this phase was given."""
+    """The command that runs another script, by its path below `ROOT`, with the recipe that this one was given."""
     recipe = recipe_path(sys.argv[1:])
-    return f"python {script}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
+    return f"python {shown_path(ROOT / script)}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
 
 
 def _denied(error: BaseException) -> str | None:
@@ -134,6 +168,11 @@ def _remedy(error: Exception) -> str | None:
         return f"{error.strerror}: {error.filename or 'output'}; free some space, then go on with"
     if any(words in text for words in _NO_SPACE_WORDS):
         return f"no space left for the output ({text}); free some space, then go on with"
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:  # on a GPU, on a CPU
+        return (
+            f"out of memory ({text}); smaller batches need less: in phases 3 to 5 halve --tokens_per_batch, and double "
+            "--gradient_accumulation_steps of phases 3 and 5 for the same steps; with --overwrite, run again"
+        )
     if is_lost_process(error):
         return _LOST
     return None

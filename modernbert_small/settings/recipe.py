@@ -1,19 +1,23 @@
 """Recipes: one YAML file with a section for each script."""
 
-import argparse
-import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.script import ROOT
+from modernbert_small.settings.sections import SECTIONS
 
-DEFAULT_RECIPE = Path(__file__).parents[2] / "recipes" / "v2.yaml"  # the scripts' own values
+RECIPES = ROOT / "recipes"
+RECIPE_HELP = "a recipe, or the name of one that comes along: v2, cpu, demo"
 
 
-SECTIONS = ("create_dataset", "init_model_mlm", "pre_train", "create_distil_dataset", "distil_train")
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe, by its path or, if there is no such file, by the name of one that comes along."""
+    path, known = Path(name_or_path).expanduser(), RECIPES / f"{name_or_path}.yaml"
+    return known if known.is_file() and not path.exists() else path
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -56,37 +60,4 @@ def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{recipe}: unknown section {name!r}; sections are {', '.join(SECTIONS)}")
         if not isinstance(values, dict | None):
             raise UserError(f"{recipe}: {name}: expected `key: value` lines, found {values!r}")
-    require_equal_widths(recipe, sections)
     return sections
-
-
-def require_equal_widths(recipe: Path, sections: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Refuse a student as wide as no label, which phase 5 would only find after phases 3 and 4.
-
-    Raises:
-        UserError: both widths are given, and differ.
-    """
-    width = (sections.get("init_model_mlm") or {}).get("hidden_size")
-    labels = (sections.get("create_distil_dataset") or {}).get("embedding_dim")
-    if width != labels and None not in (width, labels):
-        raise UserError(
-            f"{recipe}: init_model_mlm has hidden_size {width}, create_distil_dataset embedding_dim {labels}; expected "
-            "the same, since the student's vectors are compared with the labels"
-        )
-
-
-def full_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
-    """A recipe over the scripts' defaults."""
-    given, defaults = read_recipe(recipe), read_recipe(DEFAULT_RECIPE)
-    return {section: values | (given.get(section) or {}) for section, values in defaults.items()}
-
-
-def recipe_path(command_line: list[str]) -> str | None:
-    """The value of --config, read before anything else is parsed."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--config")
-    try:
-        recipe = early.parse_known_args(command_line)[0].config
-    except argparse.ArgumentError as error:
-        raise UserError(f"--config: {error}") from error
-    return recipe and os.path.expanduser(recipe)

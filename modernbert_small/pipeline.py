@@ -1,0 +1,160 @@
+"""All five phases of a recipe, one after the other.
+
+    python -m modernbert_small.run my.yaml             # start, or go on after a kill
+    python -m modernbert_small.run my.yaml --dry_run   # only say what would be done, and what it takes
+    python -m modernbert_small.run my.yaml --from pre_train
+
+The recipe is checked whole first. Then each phase is the script that one would run by hand, in a process of its own: a
+finished phase does nothing, and an interrupted one goes on. At the end stand the comparison with the teacher and the
+report.
+"""
+
+import argparse
+import logging
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modernbert_small.run.errors import Terminated
+from modernbert_small.run.records import RUN_FILE, read_run
+from modernbert_small.run.script import ROOT, shown_path
+from modernbert_small.settings.parse import require_inputs
+from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
+from modernbert_small.settings.sections import CHAINS, SECTIONS
+from modernbert_small.settings.whole import Recipe, full_recipe
+
+logger = logging.getLogger(__name__)
+
+
+def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
+    """Run one script as a user would.
+
+    If this process is stopped, the script is told to stop too and is waited for, so that it saves what it has.
+
+    Args:
+        section: the script's section of the recipe.
+        recipe: its file.
+        flags: more of the command line.
+
+    Raises:
+        SystemExit: the script failed; the exit status is the script's.
+        KeyboardInterrupt, Terminated: this process was stopped.
+    """
+    script = ROOT / SECTIONS[section].script
+    words = ["--config", str(recipe), *flags]
+    logger.info("$ python %s %s", shown_path(script), shlex.join(["--config", shown_path(recipe), *flags]))
+    # In a session of its own, so that Ctrl-C in a terminal reaches only this process.
+    phase = subprocess.Popen([sys.executable, str(script), *words], start_new_session=True)
+    stopped: BaseException | None = None
+    while phase.poll() is None:
+        try:
+            phase.wait()
+        except (KeyboardInterrupt, Terminated) as stop:
+            stopped = stop
+            phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    if stopped is not None:
+        raise stopped
+    if phase.returncode:
+        sys.exit(phase.returncode)
+
+
+def state(output_dir: str) -> str:
+    """What lies in an output folder: `finished`, `goes on`, or `to do`. Its settings are compared by the phase."""
+    final = Path(output_dir)
+    if (final / RUN_FILE).exists():
+        return "finished"
+    return "goes on" if (final.with_name(final.name + ".partial") / RUN_FILE).exists() else "to do"
+
+
+def reads(section: str, settings: dict[str, object]) -> list[str]:
+    """What a phase reads: sources, teachers, and what earlier phases wrote."""
+    chained = [key for readers in CHAINS.values() for reader, key in readers if reader == section]
+    keys = ["sources", "tokenizer_name_or_path", "teacher_name_or_path", *chained, "eval_datasets"]
+    values = [settings[key] for key in dict.fromkeys(keys) if key in settings]
+    return [str(item) for value in values for item in (value if isinstance(value, list) else [value])]
+
+
+def describe(recipe: Recipe, sections: Sequence[str]) -> None:
+    """Print what each phase will do, read, write and roughly take on this machine."""
+    from modernbert_small import plan  # takes seconds to import, which a mistake in the recipe need not wait for
+    from modernbert_small.reporting.formats import duration
+
+    machine = plan.this_machine()
+    rows, tokens, lengths, source = plan.corpus_size(recipe["create_dataset"], None, None)
+    costs, assumed = plan.plan(recipe, rows, tokens, lengths)
+    free = shutil.disk_usage(".").free / 1e9
+    print(f"On {machine.name}, {free:,.0f} GB of disk free; some {rows:,} texts with {tokens:,} tokens\n")
+    for cost in costs:
+        if cost.phase not in sections:
+            continue
+        settings = recipe[cost.phase]
+        writes = [settings[key] for key in ("output_dir", "teacher_output_dir") if key in settings]
+        takes = [duration(cost.duration(machine)), f"{cost.memory(machine) / 1e9:.1f} GB of memory"]
+        takes += [f"{cost.disk / 1e9:.1f} GB of disk"]
+        print(f"{SECTIONS[cost.phase].script}: {state(settings['output_dir'])}")
+        print(f"    reads   {', '.join(reads(cost.phase, settings))}")
+        print(f"    writes  {', '.join(writes)}")
+        print(f"    takes   some {', '.join(takes)}")
+    left = [cost for cost in costs if cost.phase in sections and state(recipe[cost.phase]["output_dir"]) != "finished"]
+    seconds = sum(cost.duration(machine) for cost in left)
+    print(f"\nAll that is left to do: some {duration(seconds)}.")
+    for line in plan.explain(machine, source, assumed):
+        print(line)
+    for line in (*plan.memory_problems(left, recipe, machine), *plan.without_gpu(seconds, machine)):
+        print(f"\nNote: {line}.")
+    print(flush=True)
+
+
+def finish(model: str, show_table: bool) -> None:
+    """Print where a finished model's report is, and how to use the model.
+
+    Args:
+        model: its folder.
+        show_table: also print the comparison with its teacher, which phase 5 prints when it ends.
+    """
+    if show_table:
+        from modernbert_small.evaluation.tables import format_account  # takes seconds to import
+
+        print(f"\n{format_account(read_run(model)['account'])}\n")
+    print(f"The report is {shown_path(Path(model, 'report.html'))}. To use the model in Python:\n")
+    print("    from sentence_transformers import SentenceTransformer")
+    print(f"    model = SentenceTransformer({model!r})")
+    print('    model.encode(["a sentence", "another one"]).shape')
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modernbert_small.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help=RECIPE_HELP)
+    parser.add_argument("--from", choices=SECTIONS, default=next(iter(SECTIONS)), dest="first", help="the first phase")
+    parser.add_argument("--dry_run", action="store_true", help="stop before the first phase")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what these phases made with other settings or inputs"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check the recipe, say what will be done, run the phases, and show the result."""
+    args = parse_arguments()
+    file = find_recipe(args.recipe)
+    recipe = full_recipe(file)
+    sections = list(SECTIONS)[list(SECTIONS).index(args.first) :]
+    if args.first not in ("create_dataset", "init_model_mlm"):
+        require_inputs(args.first, argparse.Namespace(**recipe[args.first]))
+    describe(recipe, sections)
+    if args.dry_run:
+        return
+    model = recipe["distil_train"]["output_dir"]
+    was_finished = state(model) == "finished"
+    for section in sections:
+        run_phase(section, file, ["--overwrite"] if args.overwrite else [])
+    finish(model, show_table=was_finished)

@@ -1,0 +1,1 @@
+"""What a recipe may say: the settings of the five scripts, and how they are read and checked."""
