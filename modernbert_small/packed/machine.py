@@ -10,9 +10,9 @@ import torch
 from modernbert_small.packed.flops import PEAK_RATES, find_gpu
 from modernbert_small.run.devices import best_device, compute_dtype
 
-# Shares of the rate that phases reach. Of a data sheet's rate they are assumed, with compiled layers: a narrow student's
-# matrix products keep tensor cores less busy than a wide teacher's. Counted bounds without compilation are lower: memory
-# traffic leaves 0.13, 0.21 and 0.15. Of a measured rate they were measured on a CPU in bf16 (docs/LOG.md).
+# Shares of the rate that phases reach. Of a data sheet's rate they are assumed, with compiled layers: a narrow
+# student's matrix products keep tensor cores less busy than a wide teacher's. Without compilation, memory traffic
+# leaves 0.13, 0.21 and 0.15 at most. Of a measured rate they were measured on a CPU in bf16 (docs/LOG.md).
 OF_THE_DATA_SHEET = {"pre_train": 0.25, "create_distil_dataset": 0.4, "distil_train": 0.2}
 OF_A_MEASUREMENT = {"pre_train": 0.52, "create_distil_dataset": 0.65, "distil_train": 0.52}
 _SIZES = {

@@ -69,15 +69,14 @@ def changed_settings(phase: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def _defaults(section: str) -> dict[str, object]:
     """The defaults of a script: the Trainer's, and above them its own."""
-    fields = (
-        *dataclasses.fields(SentenceTransformerTrainingArguments),
-        *dataclasses.fields(SECTIONS[section].settings),
-    )
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    made = {field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING}
-    return {
-        name: _comparable(value) for name, value in (defaults | {name: make() for name, make in made.items()}).items()
-    }
+    defaults: dict[str, object] = {}
+    for of_class in (SentenceTransformerTrainingArguments, SECTIONS[section].settings):
+        for field in dataclasses.fields(of_class):
+            if field.default is not dataclasses.MISSING:
+                defaults[field.name] = _comparable(field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                defaults[field.name] = _comparable(field.default_factory())
+    return defaults
 
 
 def _comparable(value: object) -> object:
