@@ -40,8 +40,18 @@ def test_a_file_that_does_not_parse_is_none(tmp_path, source):
 
 
 def test_files_come_in_a_fixed_order_without_tests_and_foreign_packages(tmp_path, monkeypatch):
-    for name in ("b.py", "a/z.py", "a/tests/t.py", "site-packages/foreign.py", "test_me.py", "notes.txt"):
+    names = ("b.py", "a/z.py", "a/tests/t.py", "tkinter/t.py", "site-packages/foreign.py", "test_me.py", "notes.txt")
+    packages = ("numpy/linalg/n.py", "numpy/tests/n.py", "other/o.py")
+    for name in (*names, *(f"site-packages/{package}" for package in packages)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda _name: str(tmp_path))
-    assert [path.relative_to(tmp_path).as_posix() for path in python_files()] == ["a/z.py", "b.py", "test_me.py"]
+    folders = {"stdlib": tmp_path, "purelib": tmp_path / "site-packages", "platlib": tmp_path / "site-packages"}
+    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(folders[name]))
+    own = ["a/z.py", "b.py", "test_me.py"]
+
+    def found(packages):
+        return [path.relative_to(tmp_path).as_posix() for path in python_files(packages)]
+
+    assert found(("numpy",)) == [*own, "site-packages/numpy/linalg/n.py"]
+    everything = ["foreign.py", "numpy/linalg/n.py", "other/o.py"]
+    assert found(None) == [*own, *(f"site-packages/{name}" for name in everything)]
