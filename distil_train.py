@@ -55,7 +55,7 @@ from modernbert_small.packed.trainer import (
 from modernbert_small.plan import note_without_gpu
 from modernbert_small.report import REPORT_FILE, write_report
 from modernbert_small.reporting.card import write_model_card
-from modernbert_small.run.artefacts import Run, begin
+from modernbert_small.run.artefacts import Run, begin, move_leftovers
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import prepare_upload
 from modernbert_small.run.loading import load_pooled, load_sentence_transformer, require_finite
@@ -67,6 +67,8 @@ from modernbert_small.run.shards import check_splits, split_files
 from modernbert_small.settings.distil_train import DistilTrainSettings
 
 logger = logging.getLogger(__name__)
+
+TRAINING_FILES = ("checkpoint-*", "runs", "eval")  # which only training needs
 
 
 @dataclass
@@ -192,7 +194,9 @@ def distil(
 
 
 def write_report_and_upload(args: DistilTrainArguments) -> None:
-    """For a model that is finished already: write its report if a run was killed before it, and upload."""
+    """For a model that is finished already: do what a kill right before its end has left, and upload."""
+    if rank() == 0:
+        move_leftovers("distil_train", args.output_dir, TRAINING_FILES)
     if rank() == 0 and not Path(args.output_dir, REPORT_FILE).exists():
         for path in temporary_files(Path(args.output_dir), REPORT_FILE):
             path.unlink()
@@ -223,7 +227,7 @@ def main() -> None:
     sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     overlap = find_overlap(args, *sets)
     upload = prepare_upload(args)
-    run.aside = ("checkpoint-*", "runs", "eval")
+    run.aside = TRAINING_FILES
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
     measurements = distil(args, run, student, sets[0])

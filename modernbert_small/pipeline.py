@@ -62,6 +62,20 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
         sys.exit(phase.returncode)
 
 
+def needed_phases(recipe: Recipe, first: str) -> list[str]:
+    """The sections from one on, without phase 3 if phase 5 starts from what phase 2 writes.
+
+    That is so for `init: all_layers` from an embedding model, which has no masked-LM head to train.
+
+    Args:
+        recipe: all sections with all settings.
+        first: the section to begin with.
+    """
+    is_left_out = recipe["distil_train"]["model_name_or_path"] == recipe["init_model_mlm"]["output_dir"]
+    sections = list(SECTIONS)[list(SECTIONS).index(first) :]
+    return [section for section in sections if section != "pre_train" or not is_left_out]
+
+
 def state(output_dir: str) -> str:
     """What lies in an output folder: `finished`, `goes on`, or `to do`. Its settings are compared by the phase."""
     final = Path(output_dir)
@@ -147,7 +161,7 @@ def main() -> None:
     args = parse_arguments()
     file = find_recipe(args.recipe)
     recipe = full_recipe(file)
-    sections = list(SECTIONS)[list(SECTIONS).index(args.first) :]
+    sections = needed_phases(recipe, args.first)
     if args.first not in ("create_dataset", "init_model_mlm"):
         require_inputs(args.first, argparse.Namespace(**recipe[args.first]))
     describe(recipe, sections)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modernbert_small.run import artefacts, places
-from modernbert_small.run.artefacts import begin
+from modernbert_small.run.artefacts import begin, move_leftovers
 from modernbert_small.run.content import content_hash, describe_shards
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import read_run, write_json
@@ -493,6 +493,27 @@ def test_what_only_training_needs_ends_beside_the_finished_folder(tmp_path):
     assert sorted(path.name for path in training.iterdir()) == ["checkpoint-5", "checkpoint-6", "run.json", "runs"]
     assert finish_training(out, 2, settings={"seed": 2}, overwrite=True) == [], "a new run begins without old ones"
     assert sorted(path.name for path in training.iterdir()) == ["checkpoint-2", "run.json", "runs"]
+
+
+@pytest.mark.parametrize("killed", ["before", "meanwhile", "with a stranger's files there"])
+def test_what_a_kill_leaves_in_the_finished_folder_is_moved_later(tmp_path, killed):
+    out, training = tmp_path / "out", tmp_path / "out.training"
+    finish_training(out, 5)
+    (training / "runs").rename(out / "runs")
+    if killed != "meanwhile":
+        (training / "checkpoint-5").rename(out / "checkpoint-5")
+        (training / "run.json").unlink()
+    if killed.endswith("there"):
+        (training / "notes").write_text("mine")
+    move_leftovers("phase", str(out), ("checkpoint-*", "runs"))
+    if killed.endswith("there"):
+        assert [path.name for path in training.iterdir()] == ["notes"]
+        assert sorted(path.name for path in out.iterdir()) == ["checkpoint-5", "model", "run.json", "runs"]
+    else:
+        assert sorted(path.name for path in training.iterdir()) == ["checkpoint-5", "run.json", "runs"]
+        assert sorted(path.name for path in out.iterdir()) == ["model", "run.json"]
+        assert (training / "run.json").read_bytes() == (out / "run.json").read_bytes()
+    assert begin("phase", str(out), {"seed": 1}, {}) is None
 
 
 def test_another_runs_checkpoints_are_not_brought_back(tmp_path):

@@ -115,6 +115,17 @@ def test_all_phases_or_those_from_one(started, monkeypatch):
     ]
 
 
+def test_a_student_of_an_embedding_model_needs_no_phase_3(started, monkeypatch, capsys):
+    """Its recipe has phase 5 start from what phase 2 writes."""
+    recipe = RECIPE.replace("pre_train: {max_steps: 6, tokens_per_batch: 1024}\n", "")
+    Path("my.yaml").write_text(
+        recipe.replace("distil_train: {", "distil_train: {model_name_or_path: checkpoints/init, ")
+    )
+    run(monkeypatch, "my.yaml")
+    assert [phase for phase, *_ in started[:-1]] == [section for section in SECTIONS if section != "pre_train"]
+    assert "pre_train.py" not in capsys.readouterr().out
+
+
 def test_the_command_has_the_shelfs_name(started, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run", "nowhere.yaml"])
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

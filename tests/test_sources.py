@@ -147,6 +147,7 @@ def test_bad_columns_and_values_are_named(tmp_path, suffix, columns, message):
         ("list.jsonl", b"[1]", "expected a JSON object, found [1]"),
         ("short.csv", b"query,positive\nonly one field\n", "row 1, column 'positive': null"),
         ("empty.jsonl", b"", "found columns none"),
+        ("lines.tsv", b'"first\n\nsecond"\tthird\n', "found columns first second, third"),
         (
             "commas.csv",
             b"text\nwhole\nHello, and this too\n",

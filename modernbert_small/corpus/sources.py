@@ -24,7 +24,7 @@ from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import PACKAGES, python_files, read_docstrings
 from modernbert_small.corpus.files import find_files, require_inside
-from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, split_mapping
+from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, listed, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Table, Values, ending, open_file
@@ -176,7 +176,7 @@ def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = M
         return [Field((found["query"][0],), QUERY), *(Field(document, DOCUMENT) for document in documents)]
     if texts:
         return [Field(texts[0], DOCUMENT)]
-    raise UnusableError(f"{where}: found columns {', '.join(columns) or 'none'}; expected {LAYOUTS}")
+    raise UnusableError(f"{where}: found columns {listed(columns)}; expected {LAYOUTS}")
 
 
 def _open_source(name: str, location: str | None, is_strict: bool) -> Source:

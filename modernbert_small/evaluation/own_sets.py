@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modernbert_small.evaluation import checks
-from modernbert_small.run.columns import LAYOUTS, Place, find_columns, split_mapping
+from modernbert_small.run.columns import LAYOUTS, Place, find_columns, listed, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_own, reason
 from modernbert_small.run.readers import KNOWN_ENDINGS, BadRow, ending, open_file
@@ -84,8 +84,9 @@ def read_answers(where: str, place: Place, columns: Sequence[str]) -> Parts:
     found = find_columns(columns, where, place.columns)
     wanted = [names[0] for names in (found["query"], found["positive"] or found["text"], found["score"]) if names]
     if not found["query"] or len(wanted) < 2:
-        listed = ", ".join(columns) or "none"
-        raise UserError(f"{where}: found columns {listed}; expected {', '.join(PAIR_COLUMNS)}, or queries: {LAYOUTS}")
+        raise UserError(
+            f"{where}: found columns {listed(columns)}; expected {', '.join(PAIR_COLUMNS)}, or queries: {LAYOUTS}"
+        )
     unused = ", ".join(name for name in columns if name not in wanted)
     logger.info("%s: read: %s%s", where, ", ".join(wanted), f"; not used: {unused}" if unused else "")
     table = read_rows(where, Path(place.path), wanted, encoding=place.encoding)
@@ -119,7 +120,7 @@ def read_rows(
     present = file_columns(where, file, encoding)
     wanted = [*columns, *(name for name in optional if name in present)]
     if absent := [name for name in columns if name not in present]:
-        raise UserError(f"{where}: no column {absent[0]!r}; found {', '.join(present) or 'none'}")
+        raise UserError(f"{where}: no column {absent[0]!r}; found {listed(present)}")
     if ending(file) == ".parquet":
         return pq.read_table(file, columns=wanted, partitioning=None)
     rows = []

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,27 @@ class Run:
         if self._lock is not None:
             self._lock.release()
         return self.record
+
+
+def move_leftovers(phase: str, output_dir: str, patterns: Sequence[str]) -> None:
+    """Move what only training needed out of a finished folder, where a kill right before its end has left it.
+
+    It stays there if a run still holds the folder, which will move it, or if its place is taken by something else.
+
+    Args:
+        phase: that made the artefact.
+        output_dir: of the finished artefact.
+        patterns: as `Run.aside`.
+    """
+    flag = "--output_dir"
+    final = output_folder(output_dir, flag)
+    beside, lock = training_folder(final), OutputLock(final)
+    with suppress(UserError):
+        if own_entries(beside):
+            _read_own(beside, phase, flag)
+        lock.take(flag)
+        set_aside(final, patterns)
+        lock.release()
 
 
 def begin(

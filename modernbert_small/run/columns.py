@@ -70,6 +70,11 @@ def split_mapping(flag: str, given: str) -> Place:
     return Place(path, columns, encoding)
 
 
+def listed(columns: Sequence[str]) -> str:
+    """The names of columns for an error of one line, whatever is in them."""
+    return ", ".join(" ".join(column.split()) or repr(column) for column in columns) or "none"
+
+
 def find_columns(columns: Sequence[str], where: str, mapping: Mapping[str, str]) -> dict[str, list[str]]:
     """The columns of each of NAMES, as many as there are.
 
@@ -84,7 +89,7 @@ def find_columns(columns: Sequence[str], where: str, mapping: Mapping[str, str])
         UnusableError: the mapping names a column that is not there.
     """
     if absent := [column for column in mapping.values() if column not in columns]:
-        raise UnusableError(f"{where}: no column {absent[0]!r}; found {', '.join(columns) or 'none'}")
+        raise UnusableError(f"{where}: no column {absent[0]!r}; found {listed(columns)}")
     if mapping:
         return {name: [mapping[name]] if name in mapping else [] for name in NAMES}
     plain = {column.strip().lower().removesuffix("s"): column for column in reversed(columns)}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import SoftFileLock, Timeout
 
-from modernbert_small.run.durable import sync_file, sync_folder
+from modernbert_small.run.durable import sync_file, sync_folder, sync_tree
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import RUN_FILE, temporary_files
 
@@ -204,7 +204,7 @@ def publish_folder(folder: Path, final: Path) -> None:
 def set_aside(final: Path, patterns: Sequence[str]) -> None:
     """Move what only training needed out of a finished folder, beside a copy of its run.json.
 
-    An earlier run's such folder is replaced. After a kill meanwhile, the rest stays in the finished folder.
+    An earlier run's such folder is replaced. What a kill leaves in the finished folder, `move_leftovers` moves later.
 
     Args:
         final: the finished folder.
@@ -213,9 +213,12 @@ def set_aside(final: Path, patterns: Sequence[str]) -> None:
     found = [path for pattern in patterns for path in final.glob(pattern)]
     if found:
         beside = training_folder(final)
-        remove_artefact(beside)
-        beside.mkdir()
-        shutil.copyfile(final / RUN_FILE, beside / RUN_FILE)
+        if not _are_of_one_run(beside, final):
+            remove_artefact(beside)
+            beside.mkdir()
+            shutil.copyfile(final / RUN_FILE, beside / RUN_FILE)
+            sync_tree(beside)  # without this file the folder would be taken for a stranger's
+            sync_folder(beside.parent)
         for path in found:
             path.rename(beside / path.name)
         sync_folder(beside)
@@ -230,11 +233,16 @@ def bring_back(final: Path, folder: Path) -> None:
         folder: where it is now. Nothing is moved into it if another run's files were set aside.
     """
     beside = training_folder(final)
-    if (beside / RUN_FILE).is_file() and (beside / RUN_FILE).read_bytes() == (folder / RUN_FILE).read_bytes():
+    if _are_of_one_run(beside, folder):
         for path in beside.iterdir():
             if path.name != RUN_FILE and not (folder / path.name).exists():
                 path.rename(folder / path.name)
         remove_artefact(beside)
+
+
+def _are_of_one_run(beside: Path, folder: Path) -> bool:
+    """Whether a folder of what only training needed belongs to a finished folder."""
+    return (beside / RUN_FILE).is_file() and (beside / RUN_FILE).read_bytes() == (folder / RUN_FILE).read_bytes()
 
 
 def _move_up(folder: Path, final: Path) -> None:
