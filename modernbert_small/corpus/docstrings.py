@@ -4,6 +4,7 @@ Files are read with `ast` and never imported.
 """
 
 import ast
+import importlib.util
 import re
 import sysconfig
 import warnings
@@ -36,7 +37,8 @@ def python_files(packages: Sequence[str] | None = None) -> list[Path]:
     """
     installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
     if packages is not None:
-        installed = [folder / package for package in packages for folder in installed]
+        specs = map(importlib.util.find_spec, packages)
+        installed = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
     return [
         path
         for root in dict.fromkeys([Path(sysconfig.get_path("stdlib")), *installed])
