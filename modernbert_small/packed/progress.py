@@ -130,10 +130,9 @@ def _short(value: object) -> str:
 
 
 def _is_worth_showing(name: str, value: object) -> bool:
-    """Whether a metric is shown: numbers, but no clocks and no side metrics of the evaluators."""
+    """Whether a metric is shown: numbers, but no clocks."""
     hidden = ("runtime", "per_second", "epoch", "total_flos", "num_input_tokens_seen")
-    detail = ("accuracy", "precision", "recall", "mrr", "map")
-    return isinstance(value, int | float) and not any(word in name for word in hidden + detail)
+    return isinstance(value, int | float) and not any(word in name for word in hidden)
 
 
 def use_progress(trainer: Trainer, sampler: PackedSampler, flops_per_token: float) -> Progress:
