@@ -43,10 +43,13 @@ def test_training_says_how_long_it_takes_after_its_first_step(caplog, monkeypatc
     step(150)
     step(200, is_logged=True)
     training.on_log(None, state, None, {"loss": 2.5})
+    training.on_log(None, state, None, {"eval_loss": 2.25, "eval_runtime": 15.0})
     training.on_train_end(None, state, None)
     assert caplog.messages == [
         "1,000 steps of some 100 tokens each",
         "step 1/1000  1 tokens/s  27:45:00 left",
         "step 3/1000  2 tokens/s  13:50:50 left",
         "step 4/1000  loss 2.5  2 tokens/s  13:50:00 left",
+        "step 4/1000  eval_loss 2.25 (evaluations: 15% of the training's time)  2 tokens/s  13:50:00 left",
     ]
+    assert training.evaluation_share == 0.15  # of the 100 s after the first step
