@@ -26,8 +26,13 @@ def _fast_session():
     """What costs a tiny run of a phase most, and tests nothing.
 
     Every sync takes milliseconds, and each run makes dozens. test_durable and the soak tests look at what is synced.
-    The Trainer collects garbage at its start, which searches through all objects of the imported libraries.
+    The Trainer collects garbage at its start, which searches through all objects of the imported libraries. A corpus of a
+    hundred texts needs no 256 buckets, whose number changes nothing about it; the scripts that run in processes of their
+    own have them.
     """
+    from modernbert_small.corpus import build
+
+    build._BUCKET_BITS, build._BUCKETS = 3, 8
     sync, os.fsync = os.fsync, lambda descriptor: None
     gc.collect()
     gc.freeze()

@@ -25,13 +25,13 @@ def test_short_work_says_nothing(caplog):
     assert not caplog.messages
 
 
-def test_training_says_how_long_it_takes_after_its_first_step(caplog, monkeypatch):
-    """100 tokens in 100 s, of 1,000 steps: more than a day is left, in hours."""
+def test_training_says_how_long_it_takes_after_its_second_step(caplog, monkeypatch):
+    """Of steps of 100 tokens; the first one, which compiles, is not counted. Above a day it is still hours."""
     caplog.set_level(logging.INFO)
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     training = Progress(tokens_per_step=100)
-    state = SimpleNamespace(is_world_process_zero=True, max_steps=1000, global_step=0)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=10_000, global_step=0)
 
     def step(seconds, is_logged=False):
         now[0], state.global_step = seconds, state.global_step + 1
@@ -46,10 +46,11 @@ def test_training_says_how_long_it_takes_after_its_first_step(caplog, monkeypatc
     training.on_log(None, state, None, {"eval_loss": 2.25, "eval_runtime": 15.0})
     training.on_train_end(None, state, None)
     assert caplog.messages == [
-        "1,000 steps of some 100 tokens each",
-        "step 1/1000  1 tokens/s  27:45:00 left",
-        "step 3/1000  2 tokens/s  13:50:50 left",
-        "step 4/1000  loss 2.5  2 tokens/s  13:50:00 left",
-        "step 4/1000  eval_loss 2.25 (evaluations: 15% of the training's time)  2 tokens/s  13:50:00 left",
+        "10,000 steps of some 100 tokens each",
+        "step 1/10000",
+        "step 2/10000  10 tokens/s  27:46:20 left",
+        "step 3/10000  4 tokens/s  69:25:25 left",
+        "step 4/10000  loss 2.5  3 tokens/s  92:33:20 left",
+        "step 4/10000  eval_loss 2.25 (evaluations: 15% of the training's time)  3 tokens/s  92:33:20 left",
     ]
     assert training.evaluation_share == 0.15  # of the 100 s after the first step

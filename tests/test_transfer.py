@@ -222,7 +222,7 @@ def test_healing_brings_the_logits_nearer():
     distance = {}
     for healed in (True, False):
         student = model(12, layers=4, heads=3, neurons=16, seed=1)
-        transfer(student, teacher, batches(40), healed)
+        transfer(student, teacher, batches(16), healed)
         distance[healed] = sum(
             float((logits(student, b).log_softmax(-1) - logits(teacher, b).log_softmax(-1)).square().mean())
             for b in held_out

@@ -61,6 +61,7 @@ class Progress(TrainerCallback):
             if self._bar.disable:
                 steps = state.max_steps - state.global_step
                 logger.info("%s steps of some %s tokens each", f"{steps:,}", f"{self.tokens_per_step:,.0f}")
+                self._last_line = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step and its time."""

@@ -24,6 +24,7 @@ _FILLED_IN = (
     "do_eval",
     "greater_is_better",
     "hub_token",
+    "logging_nan_inf_filter",
     "prediction_loss_only",
     "processes",
 )
