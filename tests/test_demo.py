@@ -1,47 +1,60 @@
-"""The retrieval set that the demo makes, and its searches."""
+"""What the demo shows at its end, and that its questions have their answers on every machine."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import sys
+
+import numpy as np
 from helpers import tiny_sentence_transformer
 
 from modernbert_small import demo
-from modernbert_small.evaluation.sets import RetrievalSet, load_evaluation_sets
+from modernbert_small.corpus.docstrings import PACKAGES, python_files
+from modernbert_small.evaluation.own_sets import Parts, write_set
 
 
-def test_held_out_summaries_are_asked_among_all_bodies(tmp_path, monkeypatch):
-    """A query that is held out without its body, and a document that is one, are no queries; bodies are kept once."""
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    rows = {"text": ["Close the file.", "Sort a list.", "No body.", "A body."], "kind": [demo.QUERY] * 3 + ["document"]}
-    pq.write_table(pa.table(rows), corpus / "validation-00000-of-00001.parquet")
-    pairs = [
-        ("Trained on.", "It trains."),
-        ("Close the file.", "Flush it first."),
-        ("Sort a list.", "In place."),
-        ("Close the file.", "In place."),
-        (None, "A body."),
+def test_every_question_has_its_answer_in_the_corpus(monkeypatch):
+    starts = [right[:30].encode() for right in demo.SEARCHES.values()]
+    files = [path for path in python_files(PACKAGES) if any(start in path.read_bytes() for start in starts)]
+    monkeypatch.setattr(demo, "python_files", lambda _packages: files)
+    assert set(demo.SEARCHES.values()) <= demo.read_summaries().keys()
+
+
+def test_summaries_come_from_docstrings_that_say_more(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text('"""Open a file."""\ndef f():\n    """Close it.\n\n    Flush first.\n    """\n')
+    (tmp_path / "b.py").write_text('"""Close it.\n\nAgain.\n"""\n')
+    (tmp_path / "bad.py").write_text("def")
+    monkeypatch.setattr(demo, "python_files", lambda _packages: sorted(tmp_path.iterdir()))
+    assert demo.read_summaries() == {"Close it.": "a.py"}
+
+
+def test_searches_show_rank_and_verdict_of_both_models(monkeypatch, capsys):
+    """The first model finds both answers; the second ranks one of them last. Control characters become escapes."""
+    monkeypatch.setattr(demo, "SEARCHES", {"close?": "Close it.", "sort?": "Sort it."})
+    summaries = {"Close it.": "io.py", "Sort it.": "heap.py", "Read \x1b[31mit.": "re.py"}
+    right = {"query": np.eye(3)[:2], "document": np.eye(3)}
+    wrong = {"query": np.array([[0.1, 0.5, 0.9], [0, 1, 0]]), "document": np.eye(3)}
+    models = {"teacher": lambda _texts, kind, _: right[kind], "student": lambda _texts, kind, _: wrong[kind]}
+    demo.show_searches(models, summaries)
+    lines = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()[4:]]
+    assert [" ".join(line) for line in lines] == [
+        "close? teacher rank 1 right io.py: Close it.",
+        "student rank 3 wrong re.py: Read \\x1b[31mit.",
+        "sort? teacher rank 1 right heap.py: Sort it.",
+        "student rank 1 right heap.py: Sort it.",
     ]
-    monkeypatch.setattr(demo, "read_pairs", lambda folder: iter(pairs))
-    demo.write_retrieval_set(corpus, tmp_path / "set", "Docs")
-    assert load_evaluation_sets("--datasets", [str(tmp_path / "set")]) == (
-        [
-            RetrievalSet(
-                "Docs",
-                {"q0": "Close the file.", "q1": "Sort a list."},
-                {"d0": "It trains.", "d1": "Flush it first.", "d2": "In place.", "d3": "A body."},
-                {"q0": {"d1", "d2"}, "q1": {"d2"}},
-            )
-        ],
-        [],
-    )
 
 
-def test_what_searches_find_is_printed_without_control_characters(tmp_path, monkeypatch, capsys):
-    (tmp_path / "corpus").mkdir()
-    pq.write_table(pa.table({"text": ["a \x1b[31mred text"]}), tmp_path / "corpus" / "Docs-00000-of-00001.parquet")
-    teacher = tiny_sentence_transformer(tmp_path, "bert")
-    monkeypatch.setattr(demo, "SentenceTransformer", lambda folder: teacher)
-    demo.show_searches("model", tmp_path, "Docs")
+def test_the_end_of_the_demo(tmp_path, monkeypatch, capsys):
+    """Searches, size and speed of both models, and how to use the student, after all five phases."""
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "demo/corpus/heldout", "heldout", Parts({"q": "a query"}, {"d": "a text"}, {("q", "d"): 1.0}))
+    model, phases = tiny_sentence_transformer(tmp_path, "bert"), []
+    monkeypatch.setattr(demo, "link_teacher", lambda _link: None)
+    monkeypatch.setattr(demo, "run_phase", lambda section, _recipe: phases.append(section))
+    monkeypatch.setattr(demo, "load_sentence_transformer", lambda _flag, _folder: model)
+    monkeypatch.setattr(demo, "read_summaries", lambda: dict.fromkeys(demo.SEARCHES.values(), "file.py"))
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    demo.main()
+    assert phases == list(demo.SECTIONS)
     out = capsys.readouterr().out
-    assert out.count("a \\x1b[31mred text") == len(demo.SEARCHES)
-    assert "\x1b" not in out
+    assert all(query in out for query in demo.SEARCHES)
+    assert "threads: 1 | parameters | MB | texts/s | ms a query |" in out
+    assert "SentenceTransformer('demo/model')" in out

@@ -40,8 +40,19 @@ def test_a_file_that_does_not_parse_is_none(tmp_path, source):
 
 
 def test_files_come_in_a_fixed_order_without_tests_and_foreign_packages(tmp_path, monkeypatch):
-    for name in ("b.py", "a/z.py", "a/tests/t.py", "site-packages/foreign.py", "test_me.py", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda _name: str(tmp_path))
-    assert [path.relative_to(tmp_path).as_posix() for path in python_files()] == ["a/z.py", "b.py", "test_me.py"]
+    standard, installed = tmp_path / "python", tmp_path / "python/site-packages"
+    names = ("b.py", "a/z.py", "a/tests/t.py", "tkinter/t.py", "test_me.py", "notes.txt")
+    packages = ("mypackage/__init__.py", "mypackage/deep/n.py", "mypackage/tests/t.py", "other/o.py")
+    for path in (*(standard / name for name in names), *(installed / name for name in packages)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folders = {"stdlib": standard, "purelib": installed, "platlib": installed}
+    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(folders[name]))
+    monkeypatch.syspath_prepend(str(installed))
+
+    def found(packages):
+        return [path.relative_to(standard).as_posix() for path in python_files(packages)]
+
+    own = ["a/z.py", "b.py", "test_me.py", "site-packages/mypackage/__init__.py", "site-packages/mypackage/deep/n.py"]
+    assert found(("mypackage",)) == own
+    assert found(None) == [*own, "site-packages/other/o.py"]

@@ -198,7 +198,7 @@ def test_the_corpus_by_record_or_flags_or_sources(tmp_path):
     settings["sources"] = [f"own={tmp_path / 'own'}"]
     assert corpus_size(settings, None, None)[:2] == (25, 1000)  # 4.5 bytes a token, 40 tokens a text
     settings |= {"sources": ["npr", "python_docs"], "max_rows_per_source": 10}
-    assert corpus_size(settings, None, None)[1] == 10 * 580 + 10 * 130
+    assert corpus_size(settings, None, None)[1] == 10 * 580 + 10 * 85
     parts = [{"rows": 30, "tokens": 300}, {"rows": 10, "tokens": 1000}]
     (tmp_path / "run.json").write_text(json.dumps({"by_source": parts}))
     rows, tokens, lengths, source = corpus_size(settings, None, None)

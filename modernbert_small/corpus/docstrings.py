@@ -1,18 +1,24 @@
-"""Docstrings of the standard library and the installed packages: English that is on every machine.
+"""Docstrings of the standard library and of installed packages: English that is on every machine.
 
-Files are read with `ast` and never imported. What is found depends on what is installed.
+Files are read with `ast` and never imported.
 """
 
 import ast
+import importlib.util
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import cleandoc
 from pathlib import Path
 
+# Beside the standard library in the source python_docs: pinned in requirements.txt, and enough text for the demo.
+PACKAGES = ("numpy",)
+
 # Docstrings in these folders describe test cases, or belong to another Python's packages.
-_SKIPPED_FOLDERS = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "__pycache__"}
+# Some distributions install these parts of the standard library only on request.
+_SKIPPED_FOLDERS |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 # A summary is one sentence. Text that goes on for more lines than this is a paragraph.
@@ -23,12 +29,19 @@ _NEW_BLOCK = re.compile(r"(?:>>>|\.\. |[-*+:@=~#]|\d+[.)] )|.*:$")
 _UNDERLINE = re.compile(r"[=\-~^#*]{3,}\s*\n")
 
 
-def python_files() -> list[Path]:
-    """Source files of the standard library and the installed packages, in a fixed order, without tests."""
-    roots = dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+def python_files(packages: Sequence[str] | None = None) -> list[Path]:
+    """Source files of the standard library and of packages, in a fixed order, without tests.
+
+    Args:
+        packages: names of installed packages; None takes all that are installed.
+    """
+    installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    if packages is not None:
+        specs = map(importlib.util.find_spec, packages)
+        installed = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
     return [
         path
-        for root in roots
+        for root in dict.fromkeys([Path(sysconfig.get_path("stdlib")), *installed])
         for path in sorted(root.rglob("*.py"))
         if not _SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1])
     ]

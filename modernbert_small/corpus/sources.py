@@ -22,7 +22,7 @@ from typing import NamedTuple
 import yaml
 from huggingface_hub import constants, snapshot_download
 
-from modernbert_small.corpus.docstrings import python_files, read_docstrings
+from modernbert_small.corpus.docstrings import PACKAGES, python_files, read_docstrings
 from modernbert_small.corpus.files import find_files, require_inside
 from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, listed, split_mapping
 from modernbert_small.run.errors import UserError
@@ -182,7 +182,7 @@ def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = M
 def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
     source = Source(name, location, skipped=Skipped(is_strict))
     if location is None:
-        source.parts = [partial(_docstring_rows, path, source.skipped) for path in python_files()]
+        source.parts = [partial(_docstring_rows, path, source.skipped) for path in python_files(PACKAGES)]
         source.has_pairs = True
         return source
     place = split_mapping("--sources", location)
