@@ -109,6 +109,10 @@ def _load(flag: str, name: str) -> list[_Found]:
         return [(_load_nanobeir(flag, one), None) for one in DATASET_NAME_TO_HUMAN_READABLE]
     if name.lower() in DATASET_NAME_TO_HUMAN_READABLE:
         return [(_load_nanobeir(flag, name.lower()), None)]
+    if name == own_sets.HELDOUT:
+        raise UserError(
+            f"{flag} {name}: stands for the set that phase 1 wrote; give its folder, such as data/corpus/{name}"
+        )
     known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
     raise UserError(
         f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} for all of "

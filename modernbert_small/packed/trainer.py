@@ -275,7 +275,7 @@ def note_if_worse(measure: str, began: float, ended: float, *, greater_is_better
         return {}
     logger.warning(
         "TRAINING MADE THE MODEL WORSE: its %s was %.4f at the beginning and is %.4f at the end; lower learning_rate, "
-        "train on more text, and run again with --overwrite",
+        "train for more steps or on more text, and run again with --overwrite",
         measure,
         began,
         ended,
