@@ -24,8 +24,7 @@ class PackedEvaluator(BaseEvaluator):
     """Measures nDCG@10 of a model with packed attention, again and again on the same sets.
 
     The texts of all sets are tokenised once. They are embedded in batches of rows of similar length, without padding,
-    with as many tokens as a training batch. Without this, an evaluation would take a large part of the time of the
-    training between two (docs/LOG.md).
+    with as many tokens as a training batch. docs/LOG.md says what an evaluation costs.
 
     Args:
         sets: N texts in all.
