@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.evaluation import SequentialEvaluator
 from sentence_transformers.sentence_transformer.losses import MSELoss
 
 from modernbert_small.distil.alignment import align
@@ -37,9 +36,10 @@ from modernbert_small.evaluation.account import account_after_training
 from modernbert_small.evaluation.embedder import load_vectors
 from modernbert_small.evaluation.overlap import texts_in_training
 from modernbert_small.evaluation.own_sets import set_inputs, set_locations
-from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
+from modernbert_small.evaluation.watched import PackedEvaluator
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.compiling import compile_layers
@@ -153,14 +153,16 @@ def new_trainer(
     datasets: list[RetrievalSet],
 ) -> DistillationTrainer:
     """The trainer with its loss. DistillationTrainer computes the held-out cosine from it, so change both."""
-    evaluators = [evaluator(dataset) for dataset in datasets]
+    watched = (
+        PackedEvaluator(datasets, student.tokenizer, args.max_seq_length, args.tokens_per_batch) if datasets else None
+    )
     return DistillationTrainer(
         model=student,
         args=args,
         train_dataset=train_data,
         eval_dataset=heldout,
         loss=MSELoss(student),
-        evaluator=SequentialEvaluator(evaluators) if evaluators else None,
+        evaluator=watched,
     )
 
 

@@ -14,10 +14,59 @@ their smaller vectors.
 """
 
 import argparse
+from pathlib import Path
+
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.script import check_early, run_script
+
+_TEACHERS = ("teacher", "teacher, projected")  # names in the tables, as in evaluation.systems
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: the output is a folder, the output file's folder does not exist, or students have no name of their
+            own.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", nargs="+", help="model folders or hub ids")
+    parser.add_argument("teacher", help="last: phase 4's reduced teacher, or any other model folder or hub id")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=["nanobeir"],
+        help="NanoBEIR names, nanobeir for all 13 of them (the default, from the hub), stsb, folders as in BEIR or "
+        "NanoBEIR, a corpus's folder heldout, files of queries and answers or of sentence pairs",
+    )
+    parser.add_argument(
+        "--mteb", nargs="+", default=[], metavar="TASK", help="also run these MTEB tasks; needs the extra [mteb]"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
+    parser.add_argument("--output", type=Path, help="also write the account to this JSON file")
+    args = parser.parse_args()
+    if len(args.student) > 1 and len({*_TEACHERS, *args.student}) < len(args.student) + len(_TEACHERS):
+        raise UserError(
+            f"students {', '.join(args.student)}: expected different names, none of them {_TEACHERS[0]}; give the path "
+            "of one in another way, such as ./ before it"
+        )
+    if args.output and args.output.is_dir():
+        raise UserError(
+            f"--output {args.output}: is a folder, expected a file; name one such as {args.output / 'account.json'}"
+        )
+    if args.output and not args.output.parent.is_dir():
+        raise UserError(
+            f"--output {args.output}: no such folder {args.output.parent}; make it, or name a file in another folder"
+        )
+    return args
+
+
+if __name__ == "__main__":
+    check_early(parse_arguments)  # before the imports below, which take seconds
+
 import importlib.util
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -25,12 +74,10 @@ from sentence_transformers import SentenceTransformer
 from modernbert_small.evaluation.account import account
 from modernbert_small.evaluation.comparison import compare
 from modernbert_small.evaluation.sets import load_evaluation_sets
-from modernbert_small.evaluation.systems import PROJECTED, STUDENT, TEACHER, is_reduced_teacher
+from modernbert_small.evaluation.systems import PROJECTED, STUDENT, is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
-from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.records import write_json
-from modernbert_small.run.script import run_script
 
 logger = logging.getLogger(__name__)
 
@@ -65,45 +112,6 @@ def mteb_scores(models: dict[str, SentenceTransformer], names: Sequence[str]) ->
         scores = {result.task_name: round(float(result.get_score()), 4) for result in results}
         rows.append({"system": name, "scores": scores})
     return rows
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: the output is a folder, the output file's folder does not exist, or students have no name of their
-            own.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("student", nargs="+", help="model folders or hub ids")
-    parser.add_argument("teacher", help="last: phase 4's reduced teacher, or any other model folder or hub id")
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=["nanobeir"],
-        help="NanoBEIR names, nanobeir for all 13 of them (the default, from the hub), stsb, folders laid out like "
-        "NanoBEIR, Parquet files of sentence pairs",
-    )
-    parser.add_argument(
-        "--mteb", nargs="+", default=[], metavar="TASK", help="also run these MTEB tasks; needs the extra [mteb]"
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model's repository brings")
-    parser.add_argument("--output", type=Path, help="also write the account to this JSON file")
-    args = parser.parse_args()
-    if len(args.student) > 1 and len({TEACHER, PROJECTED, *args.student}) < len(args.student) + 2:
-        raise UserError(
-            f"students {', '.join(args.student)}: expected different names, none of them {TEACHER}; give the path of "
-            "one in another way, such as ./ before it"
-        )
-    if args.output and args.output.is_dir():
-        raise UserError(
-            f"--output {args.output}: is a folder, expected a file; name one such as {args.output / 'account.json'}"
-        )
-    if args.output and not args.output.parent.is_dir():
-        raise UserError(
-            f"--output {args.output}: no such folder {args.output.parent}; make it, or name a file in another folder"
-        )
-    return args
 
 
 def main() -> None:

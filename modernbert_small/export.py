@@ -94,7 +94,10 @@ from torch import Tensor
 
 from modernbert_small.corpus.docstrings import python_files, read_docstrings
 from modernbert_small.distil.router import join
-from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.evaluation.account import embed_set, gains_of
+from modernbert_small.evaluation.embedder import Embedder
+from modernbert_small.evaluation.metrics import ndcg_at_10, similarities
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.run.artefacts import begin
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
@@ -469,13 +472,14 @@ def _row(
     system: str, size: int, speed: dict[str, float], model: SentenceTransformer, sets: Sequence[RetrievalSet]
 ) -> dict[str, Any]:
     """A system's name, megabytes (from bytes), speed, and nDCG@10 by set."""
-    scores = {dataset.name: ndcg(model, dataset) for dataset in sets}
+    scores = {dataset.name: ndcg(system, model, dataset) for dataset in sets}
     return {"system": system, "megabytes": round(size / 1e6, 1), **speed, "ndcg": scores}
 
 
-def ndcg(model: SentenceTransformer, dataset: RetrievalSet) -> float:
-    """A model's nDCG@10 on a set, with four decimals."""
-    return round(float(evaluator(dataset)(model)[f"{dataset.name}_cosine_ndcg@10"]), 4)
+def ndcg(system: str, model: SentenceTransformer, dataset: RetrievalSet) -> float:
+    """The nDCG@10 of a system's model on a set, with four decimals."""
+    scores = similarities(*embed_set({system: Embedder(model)}, system, dataset))
+    return round(float(ndcg_at_10(scores, gains_of(dataset)).mean()), 4)
 
 
 def format_check(record: dict[str, Any]) -> str:

@@ -58,6 +58,9 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
             phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     if stopped is not None:
         raise stopped
+    if phase.returncode < 0:
+        logger.error("%s was killed by signal %d; run the same command again to go on", section, -phase.returncode)
+        sys.exit(128 - phase.returncode)
     if phase.returncode:
         sys.exit(phase.returncode)
 
@@ -130,11 +133,16 @@ def finish(model: str, show_table: bool) -> None:
         model: its folder.
         show_table: also print the comparison with its teacher, which phase 5 prints when it ends.
     """
+    record = read_run(model)
     if show_table:
         from modernbert_small.evaluation.tables import format_account  # takes seconds to import
 
-        print(f"\n{format_account(read_run(model)['account'])}\n")
-    print(f"The report is {shown_path(Path(model, 'report.html'))}. To use the model in Python:\n")
+        print(f"\n{format_account(record['account'])}\n")
+    print(f"The report is {shown_path(Path(model, 'report.html'))}.")
+    if record.get("ended_worse"):
+        print("The model is worse than before its training, so do not use it.")
+        return
+    print("To use the model in Python:\n")
     print("    from sentence_transformers import SentenceTransformer")
     print(f"    model = SentenceTransformer({model!r})")
     print('    model.encode(["a sentence", "another one"]).shape')
@@ -163,7 +171,7 @@ def main() -> None:
     recipe = full_recipe(file)
     sections = needed_phases(recipe, args.first)
     if args.first not in ("create_dataset", "init_model_mlm"):
-        require_inputs(args.first, argparse.Namespace(**recipe[args.first]))
+        require_inputs(args.first, argparse.Namespace(**recipe[args.first]), str(file))
     describe(recipe, sections)
     if args.dry_run:
         return

@@ -10,6 +10,20 @@ out.
 """
 
 import argparse
+
+from modernbert_small.run.script import check_early, run_script
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe_or_folder", help="a recipe, or the folder of a final model")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    check_early(parse_arguments)  # before the imports below, which take seconds
+
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +48,6 @@ from modernbert_small.reporting.quality import (
 )
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.records import RUN_FILE, find_records, write_text
-from modernbert_small.run.script import run_script
 from modernbert_small.settings.sections import SECTIONS
 from modernbert_small.settings.whole import full_recipe
 
@@ -107,9 +120,7 @@ def write_report(recipe_or_folder: str) -> Path:
 
 def main() -> None:
     """Write the report that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe_or_folder", help="a recipe, or the folder of a final model")
-    print(write_report(parser.parse_args().recipe_or_folder))
+    print(write_report(parse_arguments().recipe_or_folder))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,42 @@ a file with the vectors in it, since only the model can embed a query.
 """
 
 import argparse
+from pathlib import Path
+
+from modernbert_small.run.errors import UserError
+from modernbert_small.run.script import check_early, run_script
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line: `model`, `paths`, `query` (None with --page), `page`.
+
+    Raises:
+        UserError: there is no query, or one beside --page is not given.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s MODEL PATH [PATH ...] QUERY\n       %(prog)s MODEL PATH [PATH ...] --page",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder or hub id")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="files and folders of texts, and last the query")
+    parser.add_argument("--page", action="store_true", help="serve a page to type queries in, and print its address")
+    args = parser.parse_args()
+    args.query = None if args.page else args.paths.pop()
+    if args.query is not None and (not args.paths or not args.query.strip() or Path(args.query).exists()):
+        raise UserError(f"found no query after the paths, but {args.query!r}; expected one, in quotes, or --page")
+    return args
+
+
+if __name__ == "__main__":
+    check_early(parse_arguments)  # before the imports below, which take seconds
+
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,9 +57,7 @@ from modernbert_small.corpus.text import Chunker, is_trivial, normalise
 from modernbert_small.evaluation.embedder import Embedder
 from modernbert_small.evaluation.searches import excerpt
 from modernbert_small.reporting.render import render
-from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
-from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import printable
 
 logger = logging.getLogger(__name__)
@@ -137,27 +164,6 @@ def server(name: str, index: Index) -> ThreadingHTTPServer:
     pages = ThreadingHTTPServer((_LOOPBACK, 0), Handler)
     host = f"{_LOOPBACK}:{pages.server_port}"
     return pages
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line: `model`, `paths`, `query` (None with --page), `page`.
-
-    Raises:
-        UserError: there is no query, or one beside --page is not given.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s MODEL PATH [PATH ...] QUERY\n       %(prog)s MODEL PATH [PATH ...] --page",
-    )
-    parser.add_argument("model", metavar="MODEL", help="model folder or hub id")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="files and folders of texts, and last the query")
-    parser.add_argument("--page", action="store_true", help="serve a page to type queries in, and print its address")
-    args = parser.parse_args()
-    args.query = None if args.page else args.paths.pop()
-    if args.query is not None and (not args.paths or not args.query.strip() or Path(args.query).exists()):
-        raise UserError(f"found no query after the paths, but {args.query!r}; expected one, in quotes, or --page")
-    return args
 
 
 def main() -> None:

@@ -11,9 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import ROOT, tiny_modernbert, tiny_sentence_transformer
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from test_processes import write_corpus
 from test_retrieval import write_set
 
@@ -96,6 +100,17 @@ def test_training_is_as_on_a_cpu_to_the_rounding_of_bf16(ran):
         assert reports[phase]["operations"] > 1000
         assert reports[f"{phase}, CPU"]["operations"] == 0  # --use_cpu leaves no model on the GPU
     assert losses(folder / "mlm")[1] < losses(folder / "mlm")[0] - 0.3
+
+
+def test_labels_are_computed_in_bf16_and_the_teacher_is_saved_in_float32(ran):
+    folder, _ = ran
+    assert {value.dtype for value in load_file(folder / "teacher" / "model.safetensors").values()} == {torch.float32}
+    table = pq.read_table(folder / "distil" / "validation-00000-of-00001.parquet")
+    labels = np.array(table["label"].to_pylist(), np.float32)
+    exact = SentenceTransformer(str(folder / "teacher"), device="cpu").encode(table["sentence"].to_pylist())
+    cosines = (labels * exact).sum(1) / np.linalg.norm(exact, axis=1)
+    assert cosines.mean() > 0.999
+    assert cosines.min() < 0.999999, "bf16 was not used"
 
 
 @pytest.mark.parametrize("phase", ["phase 3", "phase 5"])

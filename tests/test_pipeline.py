@@ -260,7 +260,7 @@ def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished,
     pipeline.finish("checkpoints/model", show_table=True)
     table, after = capsys.readouterr().out.split("\nThe report is ")
     assert table.strip() in results[-1].stdout
-    assert after.startswith("checkpoints/model/report.html. ")
+    assert after.startswith("checkpoints/model/report.html.")
 
 
 def test_nothing_is_left_half_written_or_pickled(finished):

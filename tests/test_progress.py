@@ -43,6 +43,7 @@ def test_training_says_how_long_it_takes_after_its_second_step(caplog, monkeypat
     step(150)
     step(200, is_logged=True)
     training.on_log(None, state, None, {"loss": 2.5})
+    training.on_log(None, state, None, {"eval_loss": 2.25, "eval_runtime": 15.0})
     training.on_train_end(None, state, None)
     assert caplog.messages == [
         "10,000 steps of some 100 tokens each",
@@ -50,4 +51,6 @@ def test_training_says_how_long_it_takes_after_its_second_step(caplog, monkeypat
         "step 2/10000  10 tokens/s  27:46:20 left",
         "step 3/10000  4 tokens/s  69:25:25 left",
         "step 4/10000  loss 2.5  3 tokens/s  92:33:20 left",
+        "step 4/10000  eval_loss 2.25 (evaluations: 15% of the training's time)  3 tokens/s  92:33:20 left",
     ]
+    assert training.evaluation_share == 0.15  # of the 100 s after the first step

@@ -5,10 +5,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from sentence_transformers import SentenceTransformer
 
-from modernbert_small.evaluation.sets import PairSet, RetrievalSet, evaluator, load_evaluation_sets
+from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
 from modernbert_small.run.errors import UserError
 
 FLAG = "--eval_datasets"
@@ -295,20 +293,3 @@ def test_without_a_hub_is_one_line(name, hub_id):
         UserError, match=rf"--eval_datasets \w+: .*{hub_id}: the Hugging Face hub cannot be reached.*local folder"
     ):
         load_evaluation_sets(FLAG, [name])
-
-
-@pytest.mark.parametrize("right", ["a", "b"])
-def test_scores_are_float32_under_autocast(right):
-    """Two documents closer than bf16 tells apart are still ranked, whichever would win a tie."""
-
-    class Lookup(SentenceTransformer):
-        def encode_query(self, sentences, **kwargs):
-            return torch.tensor([[1.0, 0.02]])
-
-        def encode_document(self, sentences, **kwargs):
-            return torch.tensor([[1.0, 0.01] if text == right else [1.0, 0.0] for text in sentences])
-
-    dataset = RetrievalSet("Close", {"q": "query"}, {"a": "a", "b": "b"}, {"q": {right}})
-    model = Lookup(modules=[torch.nn.Identity()], device="cpu")
-    with torch.autocast("cpu", torch.bfloat16):
-        assert evaluator(dataset)(model)["Close_cosine_ndcg@10"] == 1

@@ -240,8 +240,8 @@ def assert_same(got, expected, mean=0.999999, lowest=0.99999):
     assert between[np.triu_indices(len(between), 1)].min() < 0.99, "the texts are all alike, so nothing was tested"
 
 
-def labels_of(teacher):
-    labeller = Labeller(teacher, CPU, 200, "auto")
+def labels_of(teacher, labeller=None):
+    labeller = labeller or Labeller(teacher, CPU, 200, "auto")
     return labeller.embed(labeller.tokenize(TEXTS, KINDS))
 
 
@@ -382,6 +382,21 @@ def test_bf16_is_close(tmp_path, tokenizers, architecture, monkeypatch):
     labels, exact = labels_of(teacher), encode(folder)
     assert_same(labels, exact, mean=0.9999, lowest=0.999)
     assert np.abs(unit(labels) - exact).max() > 1e-4, "bf16 was not used"
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_on_a_gpu_a_copy_in_bf16_embeds_and_the_teacher_stays_as_it_is(tmp_path, tokenizers, architecture, monkeypatch):
+    monkeypatch.setattr("modernbert_small.label.labeller._embeds_in_bf16", lambda device: True)
+    pooling = "lasttoken" if architecture == "qwen3" else "mean"
+    folder = write_teacher(tmp_path / "teacher", tokenizers, architecture, "float32", pooling=pooling)
+    teacher = load_sentence_transformer("--teacher_name_or_path", str(folder))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    labeller = Labeller(teacher, CPU, 200, "auto")
+    assert {value.dtype for value in labeller.model[0].auto_model.parameters()} == {torch.bfloat16}
+    assert torch.bfloat16 not in {value.dtype for value in labeller.model[0].auto_model.buffers()}  # RoPE needs more
+    assert_same(labels_of(None, labeller), encode(folder), mean=0.999, lowest=0.99)
+    for name, value in labeller.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_the_tokenizers_are_what_they_stand_for(tokenizers):

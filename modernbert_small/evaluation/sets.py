@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, NanoBEIREvaluator
+from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 from sentence_transformers.sentence_transformer.evaluation.nano_beir import DATASET_NAME_TO_HUMAN_READABLE
-from sentence_transformers.util import cos_sim
-from torch import Tensor
 
 from modernbert_small.evaluation import checks, own_sets
 from modernbert_small.run.columns import Place, split_mapping
@@ -112,6 +109,10 @@ def _load(flag: str, name: str) -> list[_Found]:
         return [(_load_nanobeir(flag, one), None) for one in DATASET_NAME_TO_HUMAN_READABLE]
     if name.lower() in DATASET_NAME_TO_HUMAN_READABLE:
         return [(_load_nanobeir(flag, name.lower()), None)]
+    if name == own_sets.HELDOUT:
+        raise UserError(
+            f"{flag} {name}: stands for the set that phase 1 wrote; give its folder, such as data/corpus/{name}"
+        )
     known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
     raise UserError(
         f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} for all of "
@@ -296,30 +297,3 @@ def _read_part(where: str, part: str, name: str, folder: Path, columns: tuple[st
         return pa.concat_tables(table.select(wanted) for table in tables)
     except pa.ArrowInvalid as error:
         raise UserError(f"{where}: {part}: the columns of its files differ in type: {error}") from error
-
-
-def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
-    """Scores (Q, N) of vectors (Q, D) and (N, D) in float32, also under autocast, since bf16 would make ties."""
-    with torch.autocast(queries.device.type, enabled=False):
-        return cos_sim(queries.float(), documents.float())
-
-
-def evaluator(dataset: RetrievalSet) -> InformationRetrievalEvaluator:
-    """sentence-transformers' evaluator for a set; its primary metric is nDCG@10.
-
-    It counts all relevant documents alike, also those of a set whose relevance is graded.
-    """
-    return InformationRetrievalEvaluator(
-        dataset.queries,
-        dataset.corpus,
-        dataset.relevant,
-        name=dataset.name,
-        batch_size=32,
-        score_functions={"cosine": _cosines},
-        mrr_at_k=[10],
-        ndcg_at_k=[10],
-        accuracy_at_k=[1],
-        precision_recall_at_k=[10],
-        map_at_k=[100],
-        write_csv=False,
-    )

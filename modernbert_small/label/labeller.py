@@ -1,8 +1,10 @@
 """Embedding texts with a teacher, in batches of similar length that hold about equally many tokens."""
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.batches import packed_features
 from modernbert_small.packed.compiling import compile_layers
 from modernbert_small.packed.tokens import text_tokenizer
-from modernbert_small.run.devices import bf16_autocast, compute_dtype
+from modernbert_small.run.devices import bf16_autocast, compute_dtype, has_bf16
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.progress import ProgressBar
 
@@ -32,6 +34,21 @@ PROMPT_NAMES = {
     "document": ("document", "passage", "corpus", "search_document"),
 }
 _TEXTS_AT_ONCE = 1024  # an encoding holds some 100 bytes a token, of which 8 are kept
+
+
+def _embeds_in_bf16(device: torch.device) -> bool:
+    """Whether the encoder's weights, residual stream and norms are bf16 too, and not its matrix products alone."""
+    return device.type == "cuda" and has_bf16(device)
+
+
+def _with_bf16_weights(teacher: SentenceTransformer) -> SentenceTransformer:
+    """A copy of a teacher whose encoder's weights are bf16; its buffers, such as RoPE's frequencies, stay float32."""
+    model = copy.deepcopy(teacher)
+    model[0].to(torch.bfloat16)
+    for ours, theirs in zip(model[0].modules(), teacher[0].modules(), strict=True):
+        for name, buffer in theirs.named_buffers(recurse=False):
+            setattr(ours, name, buffer)
+    return model
 
 
 def require_vectors(embeddings: NDArray[np.float32], texts: Sequence[str] | pa.ChunkedArray, where: str) -> None:
@@ -68,7 +85,7 @@ class Labeller:
     """A teacher that embeds queries with its query prompt and documents with its document prompt.
 
     A ModernBERT runs on packed rows, without padding. Other architectures run on padded batches of similar length. On
-    hardware with bf16 the encoder runs under bf16 autocast.
+    a GPU with bf16, a copy of the encoder in bf16 runs; on a CPU with bf16 it runs under bf16 autocast.
 
     Args:
         teacher: any text SentenceTransformer with a fast tokenizer.
@@ -78,6 +95,8 @@ class Labeller:
         compiled: whether a ModernBERT's layers are compiled, see packed/compiling.py.
 
     Attributes:
+        teacher: in float32.
+        model: what embeds, the teacher or its copy.
         truncated: texts that were longer than the teacher reads.
         tokens, positions: how many were embedded so far; positions include padding.
         seconds: how long `embed` took so far.
@@ -96,7 +115,9 @@ class Labeller:
     ) -> None:
         if not isinstance(teacher[0], Transformer):
             raise UserError(f"the teacher begins with a {type(teacher[0]).__name__}, expected a Transformer")
-        self.model = teacher.to(device).eval()
+        self.model = self.teacher = teacher.to(device).eval()
+        if _embeds_in_bf16(device):
+            self.model = _with_bf16_weights(teacher)
         self.device, self.tokens_per_batch = device, tokens_per_batch
         self.max_seq_length = int(min(teacher.max_seq_length or 512, 8192))
         self.encoder = text_tokenizer(teacher.tokenizer, self.max_seq_length)
@@ -105,7 +126,7 @@ class Labeller:
             raise UserError(
                 "the teacher's pooling leaves its prompt out, which is not supported; choose another teacher"
             )
-        transformer = teacher[0].auto_model
+        transformer = self.model[0].auto_model
         self.packed = transformer.config.model_type == "modernbert"
         if self.packed:
             use_packed_attention(transformer, attn_implementation, device, compute_dtype(device))
@@ -191,7 +212,7 @@ class Labeller:
     def _forward(self, features: dict[str, Any]) -> NDArray[np.float32]:
         """Embeddings (B, D): the encoder in bf16 where there is hardware for it, what follows in float32."""
         encoder, *others = self.model
-        with bf16_autocast(self.device):
+        with nullcontext() if _embeds_in_bf16(self.device) else bf16_autocast(self.device):
             features = encoder(features)
         features["token_embeddings"] = features["token_embeddings"].float()
         for module in others:

@@ -62,7 +62,7 @@ def reduce_teacher(
         "spectrum": [round(float(share), 8) for share in energy],
         **labeller.speed,
     }
-    return with_projection(labeller.model, basis), report
+    return with_projection(labeller.teacher, basis), report
 
 
 def _require_variety(vectors: NDArray[np.float32], where: str) -> None:

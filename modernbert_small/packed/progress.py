@@ -33,7 +33,7 @@ class Progress(TrainerCallback):
     def __init__(self, tokens_per_step: float, peak_seconds_per_token: float | None = None) -> None:
         self.tokens_per_step, self.peak_seconds_per_token = tokens_per_step, peak_seconds_per_token
         self.tokens_per_second: float | None = None
-        self._steps, self._seconds, self._last_line = 0, 0.0, 0.0
+        self._steps, self._seconds, self._evaluation_seconds, self._last_line = 0, 0.0, 0.0, 0.0
         self._step_began: float | None = None
         self._bar: tqdm | None = None
 
@@ -46,6 +46,11 @@ class Progress(TrainerCallback):
         if self.peak_seconds_per_token is None or self.tokens_per_second is None:
             return None
         return self.tokens_per_second * self.peak_seconds_per_token
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """What evaluations took, over the time of the training between them; None before the second step."""
+        return self._evaluation_seconds / self._seconds if self._seconds else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -85,10 +90,13 @@ class Progress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show what the Trainer logs."""
+        """Show what the Trainer logs, and count the time of evaluations."""
+        self._evaluation_seconds += (logs or {}).get("eval_runtime", 0.0)
         if self._bar is None or not logs or "train_runtime" in logs:
             return
         shown = " ".join(f"{name} {_short(value)}" for name, value in logs.items() if _is_worth_showing(name, value))
+        if "eval_runtime" in logs and self.evaluation_share is not None:
+            shown += f" (evaluations: {self.evaluation_share:.0%} of the training's time)"
         if self._bar.disable:
             if state.global_step:
                 self._log_line(state, shown)
@@ -131,10 +139,9 @@ def _short(value: object) -> str:
 
 
 def _is_worth_showing(name: str, value: object) -> bool:
-    """Whether a metric is shown: numbers, but no clocks and no side metrics of the evaluators."""
+    """Whether a metric is shown: numbers, but no clocks."""
     hidden = ("runtime", "per_second", "epoch", "total_flos", "num_input_tokens_seen")
-    detail = ("accuracy", "precision", "recall", "mrr", "map")
-    return isinstance(value, int | float) and not any(word in name for word in hidden + detail)
+    return isinstance(value, int | float) and not any(word in name for word in hidden)
 
 
 def use_progress(trainer: Trainer, sampler: PackedSampler, flops_per_token: float) -> Progress:

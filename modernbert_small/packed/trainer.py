@@ -236,7 +236,7 @@ def train(trainer: Trainer, run: Run, config: ModernBertConfig, predicted_share:
         {key: value for key, value in entry.items() if _is_finite_number(value)} for entry in trainer.state.log_history
     ]
     losses = [entry["loss"] for entry in history if "loss" in entry]  # those before an interruption too
-    speed = progress.tokens_per_second
+    speed, share = progress.tokens_per_second, progress.evaluation_share
     return {
         "steps": trainer.state.global_step,
         "skipped_steps": sum("skipped_steps" in entry for entry in history),
@@ -244,6 +244,7 @@ def train(trainer: Trainer, run: Run, config: ModernBertConfig, predicted_share:
         "train_tokens_per_second": None if speed is None else round(speed),
         "train_flops_per_token": round(flops),
         "mfu": progress.mfu,
+        "evaluation_share": None if share is None else round(share, 4),
         "padding_share": 0.0,  # packed rows have no padding
         "peak_memory_bytes": peak_memory_bytes(),
         "history": history,
@@ -274,7 +275,7 @@ def note_if_worse(measure: str, began: float, ended: float, *, greater_is_better
         return {}
     logger.warning(
         "TRAINING MADE THE MODEL WORSE: its %s was %.4f at the beginning and is %.4f at the end; lower learning_rate, "
-        "train on more text, and run again with --overwrite",
+        "train for more steps or on more text, and run again with --overwrite",
         measure,
         began,
         ended,

@@ -373,6 +373,7 @@ def _training_tiles(record: Record) -> list[tuple[str, Any, Callable[[Any], str]
         ("Steps", record.get("steps"), count, ""),
         ("Tokens per second", record.get("train_tokens_per_second"), count, "without evaluations"),
         ("Model FLOPs utilisation", record.get("mfu"), percent, "of the device’s peak rate"),
+        ("Evaluations", record.get("evaluation_share"), percent, "of the training’s time"),
         ("Peak memory", record.get("peak_memory_bytes"), lambda size: f"{size / 1e9:.1f} GB", ""),
         ("Texts truncated", record.get("truncated_rows") or None, count, "longer than max_seq_length"),
     ]

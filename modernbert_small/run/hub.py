@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import TrainingArguments
 
 from modernbert_small.run.errors import UserError
@@ -91,6 +97,8 @@ def why_the_hub_failed(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     # datasets says only in words which of the two it is.
     said = [str(cause) for cause in causes if type(cause).__name__ == "DatasetNotFoundError"]
+    if any(isinstance(cause, HFValidationError) for cause in causes):
+        return "it is no name of a repository on the Hugging Face hub either; check the path"
     if any(isinstance(cause, GatedRepoError) for cause in causes) or any("gated" in words for words in said):
         return "on the Hugging Face hub it is gated; accept its terms on its page there and log in with `hf auth login`"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or said:

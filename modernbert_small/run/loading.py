@@ -2,7 +2,8 @@
 
 Every model is loaded here, and its weights are float32 whatever dtype they are stored in. transformers 5 keeps the
 stored dtype, and many models are stored in half precision: beside a projection or a loss in float32 they would fail.
-Speed does not suffer: where the hardware has bf16, forward passes run in it under `devices.bf16_autocast`.
+Speed does not suffer: where the hardware has bf16, forward passes run in it under `devices.bf16_autocast`, or
+phase 4 labels with a copy in bf16.
 
 Of encoders only safetensors are read, never pickled weights. (sentence-transformers may read a small pickled module
 after the encoder, such as a Dense, which torch restricts to tensors.) A repository's own code runs only if the user

@@ -186,7 +186,7 @@ def _open_document(read: Callable[[Path, str | None], str], path: Path, encoding
         try:
             yield (read(path, encoding),)
         except Exception as error:  # extractors raise many kinds
-            if is_own(error):
+            if is_own(error) or isinstance(error, ImportError):  # a missing package is no fault of the file
                 raise
             yield BadRow(f"cannot be read: {reason(error)}")
 

@@ -115,7 +115,7 @@ def _command() -> str:
     """The command that was typed, to be typed again; with $HF_TOKEN for the hub's token."""
     launcher = f"torchrun --nproc_per_node {local_world_size()}" if world_size() > 1 else "python"
     module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m module`
-    words = ["-m", module, *sys.argv[1:]] if module else sys.argv
+    words = ["-m", module.removesuffix(".__main__"), *sys.argv[1:]] if module else sys.argv
     shown = [shlex.quote(word) for word in words]
     for place, word in enumerate(words):
         if word.startswith("--hub_token="):
@@ -142,9 +142,9 @@ def shown_path(path: Path) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def next_command(script: str) -> str:
-    """The command that runs another script, by its path below `ROOT`, with the recipe that this one was given."""
-    recipe = recipe_path(sys.argv[1:])
+def next_command(script: str, recipe: str | None = None) -> str:
+    """The command that runs another script, by its path below `ROOT`, with a recipe or the one that this was given."""
+    recipe = recipe or recipe_path(sys.argv[1:])
     return f"python {shown_path(ROOT / script)}" + (f" --config {shlex.quote(recipe)}" if recipe else "")
 
 

@@ -79,7 +79,7 @@ def parse_settings(
     return settings
 
 
-def require_inputs(section: str, args: object) -> None:
+def require_inputs(section: str, args: object, recipe: str | None = None) -> None:
     """Refuse to start without what an earlier phase makes.
 
     A model that is not there may be one of the hub, unless it is the one that the recipe, or the default, has an
@@ -88,11 +88,12 @@ def require_inputs(section: str, args: object) -> None:
     Args:
         section: the script's section of a recipe.
         args: its settings.
+        recipe: the recipe that they come from; by default that of the command line's --config.
 
     Raises:
         UserError: with each path that was looked at, and the phase and command that make it.
     """
-    recipe = recipe_path(sys.argv[1:])
+    recipe = recipe or recipe_path(sys.argv[1:])
     whole = full_recipe(find_recipe(recipe)) if recipe else None
     missing = []
     for writer, output in CHAINS:
@@ -102,7 +103,7 @@ def require_inputs(section: str, args: object) -> None:
             if not Path(path).exists() and (key == "train_file" or path == written):
                 missing.append(
                     f"--{key} {path}: no such folder; looked at {Path(path).absolute()}; phase "
-                    f"{list(SECTIONS).index(writer) + 1} makes it: {next_command(SECTIONS[writer].script)}"
+                    f"{list(SECTIONS).index(writer) + 1} makes it: {next_command(SECTIONS[writer].script, recipe)}"
                 )
     if missing:
         raise UserError("; ".join(missing))
