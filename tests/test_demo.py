@@ -1,9 +1,11 @@
 """What the demo shows at its end, and that its questions have their answers on every machine."""
 
+import shutil
 import sys
 
 import numpy as np
 from helpers import tiny_sentence_transformer
+from records import fixture
 
 from modernbert_small import demo
 from modernbert_small.corpus.docstrings import PACKAGES, python_files
@@ -46,6 +48,8 @@ def test_the_end_of_the_demo(tmp_path, monkeypatch, capsys):
     """Searches, size and speed of both models, and how to use the student, after all five phases."""
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "demo/corpus/heldout", "heldout", Parts({"q": "a query"}, {"d": "a text"}, {("q", "d"): 1.0}))
+    (tmp_path / "demo/model").mkdir()
+    shutil.copy(fixture("checkpoints/model"), tmp_path / "demo/model/run.json")
     model, phases = tiny_sentence_transformer(tmp_path, "bert"), []
     monkeypatch.setattr(demo, "link_teacher", lambda _link: None)
     monkeypatch.setattr(demo, "run_phase", lambda section, _recipe: phases.append(section))
