@@ -54,4 +54,5 @@ def peak_memory_bytes() -> int:
         return peak
     import resource  # not on Windows, where CUDA may still be
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
