@@ -1,6 +1,7 @@
 """The device that a process computes on, what it can do, and its memory."""
 
 import os
+import sys
 
 import torch
 from torch.utils._triton import has_triton
