@@ -612,7 +612,8 @@ def test_students_of_phase_5(tmp_path, tokenizers, run, form):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     labels = pq.read_table(tmp_path / "data/distil/validation-00000-of-00001.parquet")
     cosines = (student.encode(labels["sentence"].to_pylist()) * np.array(labels["label"].to_pylist())).sum(1)
-    assert cosines.mean() == pytest.approx(record["heldout_similarity"], abs=1e-3)
+    # The record's is in the precision of the training, which is bf16 where the CPU has it.
+    assert cosines.mean() == pytest.approx(record["heldout_similarity"], abs=5e-3)
 
 
 @pytest.mark.parametrize("form", STUDENTS[:2])
