@@ -31,6 +31,7 @@ from sentence_transformers.sentence_transformer.losses import MSELoss
 
 from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
+from modernbert_small.distil.static import start_static
 from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation.account import account_after_training
 from modernbert_small.evaluation.embedder import load_vectors
@@ -167,12 +168,18 @@ def new_trainer(
 
 
 def distil(
-    args: DistilTrainArguments, run: Run, student: SentenceTransformer, retrieval_sets: list[RetrievalSet]
+    args: DistilTrainArguments,
+    run: Run,
+    student: SentenceTransformer,
+    teacher: SentenceTransformer,
+    retrieval_sets: list[RetrievalSet],
 ) -> dict[str, Any]:
-    """Align and train the student, in the run's folder; returns the measurements for run.json."""
+    """Start and train the student, in the run's folder; returns the measurements for run.json."""
     with first_process_first():
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
+    if args.start == "static":
+        start_static(student, teacher, train_data)
     similarity = align(student, train_data, args.tokens_per_batch)
     logger.info(
         "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
@@ -232,7 +239,7 @@ def main() -> None:
     run.aside = TRAINING_FILES
     run.start()
     args.output_dir = str(run.folder)  # the Trainer writes its checkpoints there
-    measurements = distil(args, run, student, sets[0])
+    measurements = distil(args, run, student, teacher, sets[0])
     if rank() > 0:
         return
     save_embedding_model(student, run.folder)

@@ -3,9 +3,14 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 FloatArray = NDArray[np.floating]
+
+_TOLERANCE = 1e-2
+_MOST_ITERATIONS = 100
+_TINY = 1e-30  # against division by zero once a target is solved exactly
 
 
 def unit_vectors(vectors: FloatArray) -> FloatArray:
@@ -91,3 +96,35 @@ def leading_eigenvectors(moments: NDArray[np.float64], size: int) -> tuple[NDArr
     signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(size)])
     shares = eigenvalues[::-1][:size].clip(min=0) / eigenvalues.clip(min=0).sum()
     return vectors * signs, shares
+
+
+def sparse_ridge(X: csr_array, targets: NDArray[np.floating], alpha: float) -> NDArray[np.float32]:
+    """Ridge regression on a sparse matrix, of all targets at once.
+
+    The normal equations are solved by conjugate gradients, with their own diagonal as preconditioner. scikit-learn's
+    Ridge has no preconditioner and solves target by target, which takes many times as long.
+
+    Args:
+        X: (N, V).
+        targets: (N, D).
+        alpha: of the squared length of the solution.
+
+    Returns:
+        W (V, D), for which |X W - targets|^2 + alpha |W|^2 is least: at most a hundredth of the gradient at W = 0 is
+            left, unless 100 steps were not enough.
+    """
+    X, transposed = X.astype(np.float32), X.T.tocsr().astype(np.float32)
+    diagonal = np.asarray(X.power(2).sum(0), np.float32).reshape(-1, 1) + alpha
+    residual = transposed @ targets.astype(np.float32)  # of the normal equations, (V, D)
+    W, direction = np.zeros_like(residual), residual / diagonal
+    size = first_size = (residual * direction).sum(0)  # (D,)
+    for _ in range(_MOST_ITERATIONS):
+        if (size <= _TOLERANCE**2 * first_size).all():
+            break
+        image = transposed @ (X @ direction) + alpha * direction
+        step = size / np.maximum((direction * image).sum(0), _TINY)
+        W += step * direction
+        residual -= step * image
+        previous, size = size, (residual**2 / diagonal).sum(0)
+        direction = residual / diagonal + size / np.maximum(previous, _TINY) * direction
+    return W

@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MSELoss
 from modernbert_small.algebra import unit_vectors
 from modernbert_small.distil.alignment import align
 from modernbert_small.distil.labels import DistillationDataset, load_labels
+from modernbert_small.distil.static import start_static, token_shares, write_static
 from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation import account
 from modernbert_small.packed.attention import use_packed_attention
@@ -278,3 +279,36 @@ def test_a_held_out_loss_that_rises_is_worse(caplog):
     assert "its held-out loss was 4.0000 at the beginning and is 7.5000" in caplog.text
     assert worse_notice(worse).startswith("THE MODEL ENDED WORSE THAN IT BEGAN, held-out loss 4.0000 -> 7.5000")
     assert worse_notice({}) == ""
+
+
+def test_a_texts_vector_is_the_mean_of_its_tokens(setting):
+    store = setting[1].store
+    values = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    expected = [values[store.gather(np.array([row]))[0]].mean(0) for row in range(N)]
+    np.testing.assert_allclose(token_shares(store, N, 400) @ values, expected, atol=1e-6)
+    np.testing.assert_allclose(token_shares(store, 7, 400) @ values, expected[:7], atol=1e-6)
+
+
+def test_the_student_computes_the_static_model(setting):
+    student, dataset = setting
+    encoder = student[0].auto_model
+    rng = np.random.default_rng(3)
+    static = rng.normal(size=(encoder.config.vocab_size, D)).astype(np.float32)
+    static *= rng.uniform(0.1, 1, (len(static), 1)).astype(np.float32)
+    labels = rng.normal(size=(9, D)).astype(np.float32) * np.where(np.isin(np.arange(D), [4, 11]), 0.1, 1)
+    static[:, [4, 11]] = 0
+    needed = np.square(static).sum(1) + static.sum(1) ** 2 / 2
+    write_static(encoder, static, labels, occurrences=needed == needed.max())  # so that no row is shortened
+    expected = unit_vectors(token_shares(dataset.store, N, len(static)) @ static)
+    texts = [student.tokenizer.decode(dataset.store.gather(np.array([row]))[0][1:-1]) for row in range(N)]
+    np.testing.assert_allclose(student.encode(texts), expected, atol=1e-3)
+
+
+def test_another_tokenizer_and_another_pooling_are_refused(setting, tmp_path):
+    student, dataset = setting
+    tiny_modernbert(tmp_path / "other", tiny_tokenizer(tmp_path / "other", 300), hidden_size=D)
+    with pytest.raises(UserError, match="found another one; make the student with phase 4's teacher"):
+        start_static(student, SentenceTransformer(str(tmp_path / "other"), device="cpu"), dataset)
+    student[1].pooling_mode = "cls"
+    with pytest.raises(UserError, match="needs mean pooling, found cls; use --pooling mean"):
+        start_static(student, student, dataset)

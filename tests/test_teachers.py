@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from modernbert_small.distil.static import token_features
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.label.teacher import with_projection
 from modernbert_small.run import devices
@@ -626,6 +627,36 @@ def test_students_of_phase_3(tmp_path, tokenizers, run, form):
     assert before.keys() == after.keys()
     moved = [name for name in before if not torch.equal(before[name].float(), after[name])]
     assert len(moved) > len(before) // 2
+
+
+def test_features_are_the_teachers_own_vectors(tmp_path, tokenizers):
+    write_teacher(tmp_path / "teacher", tokenizers)
+    teacher = SentenceTransformer(str(tmp_path / "teacher"), device="cpu")
+    words = [word for word in teacher.tokenizer.get_vocab() if word.isalpha() and word.islower()][:20]
+    words = [word for word in words if len(teacher.tokenizer(word)["input_ids"]) == 3]
+    assert words
+    features = token_features(teacher, len(teacher.tokenizer), batch_size=64)
+    ids = [teacher.tokenizer(word)["input_ids"][1] for word in words]
+    np.testing.assert_allclose(features[ids, :WIDTH], teacher.encode(words), atol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(features[:, WIDTH:], axis=1), 1, atol=1e-5)
+
+
+def test_phase_5_starts_nearer_to_its_labels(tmp_path, tokenizers, run):
+    shutil.copytree(tokenizers / "modernbert", tmp_path / "student")
+    tiny_modernbert(
+        tmp_path / "student", transformers.AutoTokenizer.from_pretrained(tmp_path / "student"), hidden_size=WIDTH
+    )
+    write_teacher(tmp_path / "own", tokenizers, "modernbert")
+    labelled = run(*(PHASE_4, "--teacher_name_or_path", "own", "--embedding_dim", str(WIDTH)))
+    assert labelled.returncode == 0, labelled.stderr
+    cosines = {}
+    for start in ("rotation", "static"):
+        flags = (*TRAINING[:-4], "--output_dir", start, "--report_to", "none", "--start", start, "--eval_datasets")
+        result = run(PHASE_5, *flags)
+        assert result.returncode == 0, result.stderr
+        record = json.loads((tmp_path / start / "run.json").read_text())
+        cosines[start] = record["alignment_similarity"]["before"]
+    assert cosines["static"] > cosines["rotation"] + 0.5
 
 
 def test_a_token_is_in_no_file_and_no_line(tmp_path, tokenizers, run, monkeypatch):

@@ -47,4 +47,11 @@ class DistilTrainSettings(TrainingSettings):
             "help": "how the student's vector is made of its tokens' states; auto: as its first weights pool, or mean"
         },
     )
+    start: Literal["rotation", "static"] = field(
+        default="rotation",
+        metadata={
+            "help": "before training, rotation turns the student to the labels' axes, if it is nearer to them then; "
+            "static makes it the best static model of the labels, if phase 3 has not trained it"
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code that the teacher's folder contains"})
