@@ -1,11 +1,13 @@
 """What a recipe costs: parameters, memory, disk, counted FLOPs and time of each phase, before anything is run.
 
     python -m modernbert_small.plan recipes/cpu.yaml
-    python -m modernbert_small.plan recipes/v2.yaml --gpu H100 --rows 20000000 --tokens 4000000000
+    python -m modernbert_small.plan recipes/v2.yaml --gpu H100 --rows 20000000 --tokens 4e9
+    python -m modernbert_small.plan recipes/v2.yaml --gpu H100 --gpus 8 --machines 2 --tokens 1e9 1e10 1e11 1e12
 
-Without --rows and --tokens, the size of the corpus is read from its run.json, which phase 1 writes, or else is
-estimated from the sources. FLOPs are counted (see packed/flops.py). Times are of this machine, or of a GPU that --gpu
-names. They depend on how much of its rate the phases reach; on a GPU, phases 3 and 5 print what they do reach.
+Without --tokens, the size of the corpus is read from its run.json, which phase 1 writes, or else is estimated from the
+sources. FLOPs are counted (see packed/flops.py). Times are of this machine, or of a GPU that --gpu names, or of many.
+They depend on how much of its rate the phases reach; on a GPU, phases 3 and 5 print what they do reach. A step of
+phases 3 and 5 is the recipe's, dealt to all GPUs.
 """
 
 import argparse
@@ -20,17 +22,24 @@ def parse_arguments() -> argparse.Namespace:
     """The command line, with the recipe read and checked.
 
     Raises:
-        UserError: one of --rows and --tokens is given without the other, or the recipe is wrong.
+        UserError: --rows is given without one --tokens, a number is below 1, or the recipe is wrong.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--gpu", help='a GPU such as H100 or "RTX 4090"; by default this machine')
-    parser.add_argument("--rows", type=int, help="number of texts in the corpus, before phase 1 has run")
-    parser.add_argument("--tokens", type=int, help="number of tokens in the corpus, before phase 1 has run")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs in each machine, as torchrun's --nproc_per_node")
+    parser.add_argument("--machines", type=int, default=1, help="machines, as torchrun's --nnodes")
+    parser.add_argument("--rows", type=int, help="number of texts in the corpus; by default --tokens over their mean")
+    parser.add_argument(
+        "--tokens", type=float, nargs="+", help="number of tokens in the corpus, such as 4e9; several: a line for each"
+    )
     args = parser.parse_args()
-    if (args.rows is None) != (args.tokens is None):
-        given, missing = ("--tokens", "--rows") if args.rows is None else ("--rows", "--tokens")
-        raise UserError(f"{given} is given without {missing}; expected both, or neither once phase 1 has run")
+    args.tokens = [round(tokens) for tokens in args.tokens or []]
+    if args.rows is not None and len(args.tokens) != 1:
+        raise UserError(f"--rows is given with {len(args.tokens)} numbers of --tokens; expected one")
+    for name, least in (("gpus", args.gpus), ("machines", args.machines), ("tokens", min(args.tokens, default=1))):
+        if least < 1:
+            raise UserError(f"--{name}: {least}, expected at least 1")
     args.recipe = full_recipe(find_recipe(args.recipe))
     return args
 
@@ -41,7 +50,7 @@ if __name__ == "__main__":
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +61,7 @@ from transformers import AutoModel, ModernBertConfig, ModernBertForMaskedLM, Pre
 
 from modernbert_small.corpus.sources import PYTHON_DOCS, source_locations
 from modernbert_small.initialise.guide import student_config
+from modernbert_small.packed.costs import BETWEEN_MACHINES, WITHIN_MACHINE, PhaseCost
 from modernbert_small.packed.flops import PEAK_RATES, find_gpu, training_flops_per_token
 from modernbert_small.packed.machine import Machine, named_gpu, this_machine
 from modernbert_small.reporting.formats import duration
@@ -74,11 +84,12 @@ MODERNBERT_BASE = {
 WEIGHTS_BYTES = 4  # of a parameter in float32
 TRAINING_BYTES = 16  # of a trained parameter: its weight, its gradient and AdamW's two moments in float32
 CHECKPOINT_BYTES = 12  # of a trained parameter: its weight and the moments
-# Fitted to phases 3 and 5 in docs/LOG.md, in bf16 and in float32, to within 5 %: a process without a model, and the
-# values that training keeps for a token: so many times the width and the neurons of each layer, and the logits.
-PROCESS_BYTES = 1_300_000_000
+# Fitted to phases 3 and 5 in docs/LOG.md, in bf16 and in float32, to within 5 %: the values that training keeps for a
+# token: so many times the width and the neurons of each layer, and the logits.
 _VALUES_OF_WIDTH, _VALUES_OF_NEURONS, _VALUES_OF_LOGITS = 16, 8, 4
-CORPUS_TOKENS_PER_SECOND = 1_700_000  # phase 1 on two CPU cores, without downloads (docs/LOG.md)
+# Of a process with two CPU cores (docs/LOG.md): phase 1 without downloads; tokenising; reading and unpacking texts.
+CORPUS_TOKENS_PER_SECOND, TOKENISED_PER_SECOND, READ_PER_SECOND = 1_700_000, 1_800_000, 150_000_000
+ROW_BYTES = 40  # of a row in each process that trains: its place, its length, and the shuffle (tests/test_plan.py)
 INIT_SECONDS = 120  # phase 2 with ModernBERT-base on two CPU cores at most (docs/LOG.md)
 TEXT_BYTES = 4.5  # of a token of English, its space included
 # Where no size is known: docstrings and hub rows as the small runs in docs/LOG.md met them, and an assumption.
@@ -87,46 +98,6 @@ _SHARE_OF_LONGEST = 0.4  # mean length of a text, of max_seq_length
 _LONG_SECONDS = 36 * 3600  # more than a night and a day
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 _IDS: dict[str, int | None] = dict.fromkeys([f"{name}_token_id" for name in ("pad", "cls", "sep", "bos", "eos")], 0)
-
-
-@dataclass(frozen=True)
-class PhaseCost:
-    """What a phase runs.
-
-    Attributes:
-        phase: the script's name.
-        model: which models it loads.
-        parameters: of these models together.
-        bytes_per_parameter: of weights and, where they are trained, gradients and optimiser.
-        flops: of the whole phase; 0 where they are not counted.
-        seconds: of work that no FLOPs are counted for.
-        activations: values that a batch keeps in memory.
-        disk: bytes that the phase writes and keeps.
-    """
-
-    phase: str
-    model: str
-    parameters: int
-    bytes_per_parameter: int
-    flops: float
-    seconds: float = 0.0
-    activations: float = 0.0
-    disk: float = 0.0
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all parameters."""
-        return self.parameters * self.bytes_per_parameter
-
-    def memory(self, machine: Machine) -> float:
-        """Bytes of the process: of itself, all parameters, and a batch's activations."""
-        return PROCESS_BYTES + self.bytes + self.activations * (2 if machine.bf16 else 4)
-
-    def duration(self, machine: Machine) -> float:
-        """Seconds, without evaluations, loading and downloads."""
-        if not self.flops:
-            return self.seconds
-        return self.flops / (machine.flops_per_second * machine.utilisation[self.phase])
 
 
 def teacher_config(name_or_path: str) -> tuple[PreTrainedConfig, str | None]:
@@ -187,8 +158,12 @@ def corpus_size(
     if rows and tokens:
         source = "Rows and tokens are those of the flags; every row is counted with the mean length"
         return rows, tokens, np.array([max(1, tokens // rows)]), source
+    mean = max(1, round(_SHARE_OF_LONGEST * settings["max_seq_length"]))
+    if tokens:
+        source = f"Tokens are those of the flags; a row is assumed to have {mean} tokens"
+        return max(1, tokens // mean), tokens, np.array([mean]), source
     if not Path(folder, RUN_FILE).exists():
-        tokens, mean = _expected_tokens(settings), max(1, round(_SHARE_OF_LONGEST * settings["max_seq_length"]))
+        tokens = _expected_tokens(settings)
         source = "Rows and tokens are guessed from the sources; they are known once phase 1 has run"
         return max(1, tokens // mean), tokens, np.array([mean]), source
     parts = read_run(folder)["by_source"]
@@ -215,15 +190,20 @@ def _expected_tokens(settings: dict[str, Any]) -> int:
     return max(1, total)
 
 
-def trained_tokens(settings: dict[str, Any], tokens: int) -> float:
+def trained_tokens(settings: Mapping[str, Any], tokens: int) -> float:
     """The tokens that a training phase runs on.
 
     Args:
         settings: of the phase.
         tokens: of the corpus.
     """
-    steps = settings["max_steps"] * settings["gradient_accumulation_steps"]
-    return steps * settings["tokens_per_batch"] if steps > 0 else tokens * float(settings["num_train_epochs"])
+    steps = settings["max_steps"]
+    return steps * step_tokens(settings) if steps > 0 else tokens * float(settings["num_train_epochs"])
+
+
+def step_tokens(settings: Mapping[str, Any]) -> int:
+    """The tokens of a step of a training phase, which all processes share."""
+    return settings["tokens_per_batch"] * settings["gradient_accumulation_steps"]
 
 
 def checkpoint_bytes(settings: dict[str, Any], parameters: int) -> int:
@@ -265,29 +245,51 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
     values = student.num_hidden_layers * layer_values(student)
     logits = _VALUES_OF_LOGITS * mlm["mlm_probability"] * student.vocab_size
     costs = [
-        PhaseCost("create_dataset", "", 0, 0, 0.0, tokens / CORPUS_TOKENS_PER_SECOND, 0.0, texts),
         PhaseCost(
-            *("init_model_mlm", "large + student", loaded, WEIGHTS_BYTES, 0.0, INIT_SECONDS, 0.0),
-            WEIGHTS_BYTES * with_head,
+            *("create_dataset", "", 0, 0, 0.0),
+            dealt_seconds=tokens / CORPUS_TOKENS_PER_SECOND,
+            disk=texts,
         ),
         PhaseCost(
-            *("pre_train", "student", with_head, TRAINING_BYTES, mlm_flops, 0.0),
-            mlm["tokens_per_batch"] * (values + logits),
-            token_ids + checkpoint_bytes(mlm, with_head),
+            *("init_model_mlm", "large + student", loaded, WEIGHTS_BYTES, 0.0, INIT_SECONDS),
+            disk=WEIGHTS_BYTES * with_head,
+            most_processes=1,
         ),
         PhaseCost(
-            *("create_distil_dataset", "teacher", of_teacher, WEIGHTS_BYTES, label_flops, 0.0),
-            labels["tokens_per_batch"] * layer_values(teacher),
-            texts + vectors + WEIGHTS_BYTES * of_teacher,
+            *("pre_train", "student", with_head, TRAINING_BYTES, mlm_flops),
+            activations=mlm["tokens_per_batch"] * (values + logits),
+            disk=token_ids + checkpoint_bytes(mlm, with_head),
+            **_of_training(mlm, rows, tokens),
         ),
         PhaseCost(
-            *("distil_train", "student", encoder, TRAINING_BYTES, distil_flops, 0.0),
-            distil["tokens_per_batch"] * values,
-            token_ids + vectors + checkpoint_bytes(distil, encoder),
+            *("create_distil_dataset", "teacher", of_teacher, WEIGHTS_BYTES, label_flops),
+            seconds=tokens / READ_PER_SECOND,  # every process reads all texts to find its own
+            activations=labels["tokens_per_batch"] * layer_values(teacher),
+            disk=texts + vectors + WEIGHTS_BYTES * of_teacher,
+            dealt_seconds=tokens / TOKENISED_PER_SECOND,
+        ),
+        PhaseCost(
+            *("distil_train", "student", encoder, TRAINING_BYTES, distil_flops),
+            activations=distil["tokens_per_batch"] * values,
+            disk=token_ids + vectors + checkpoint_bytes(distil, encoder),
+            **_of_training(distil, rows, tokens),
         ),
     ]
     assumed = dict.fromkeys([assumed_of_large, assumed_of_teacher])  # once if both are the same
     return costs, [text for text in assumed if text is not None]
+
+
+def _of_training(settings: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    """What both training phases cost beside their FLOPs: the first process tokenises, and the others wait for it.
+
+    A step can be dealt to as many processes as have room for the longest text in their share of it.
+    """
+    return {
+        "seconds": tokens / TOKENISED_PER_SECOND,
+        "steps": trained_tokens(settings, tokens) / step_tokens(settings),
+        "most_processes": max(1, settings["tokens_per_batch"] // settings["max_seq_length"]),
+        "held": float(ROW_BYTES * rows),
+    }
 
 
 def gpu_of(name: str) -> Machine:
@@ -303,17 +305,34 @@ def gpu_of(name: str) -> Machine:
 
 
 def format_plan(costs: Sequence[PhaseCost], machine: Machine) -> str:
-    """An aligned table."""
-    rows = [("phase", "model", "parameters", "memory, GB", "disk, GB", "PFLOPs", "time")]
+    """An aligned table: a line for each phase."""
+    many = machine.processes > 1
+    rows = [
+        ("phase", "model", "parameters", *["processes"] * many, "memory, GB", "RAM, GB", "disk, GB", "PFLOPs", "time")
+    ]
     for cost in costs:
         size = f"{cost.parameters / 1e6:.1f} M" if cost.parameters else ""
         flops = f"{cost.flops / 1e15:,.1f}" if cost.flops else ""
-        room = (f"{cost.memory(machine) / 1e9:.1f}", f"{cost.disk / 1e9:,.1f}")
-        rows.append((cost.phase, cost.model, size, *room, flops, duration(cost.duration(machine))))
+        room = [f"{size / 1e9:,.1f}" for size in (cost.memory(machine), cost.machine_memory(machine), cost.disk)]
+        used = [f"{cost.processes(machine)}"] * many
+        rows.append((cost.phase, cost.model, size, *used, *room, flops, duration(cost.duration(machine))))
     disk, work = sum(cost.disk for cost in costs), sum(cost.flops for cost in costs)
     seconds = sum(cost.duration(machine) for cost in costs)
-    rows.append(("all", "", "", "", f"{disk / 1e9:,.1f}", f"{work / 1e15:,.1f}", duration(seconds)))
+    total = (f"{disk / 1e9:,.1f}", f"{work / 1e15:,.1f}", duration(seconds))
+    rows.append(("all", "", "", *[""] * many, "", "", *total))
     return aligned(rows, text_columns=(0, 1))
+
+
+def format_sizes(plans: Mapping[int, Sequence[PhaseCost]], machine: Machine) -> str:
+    """An aligned table: a line for each number of tokens, with the hours of each phase."""
+    rows: list[tuple[str, ...]] = [("tokens", "1", "2", "3", "4", "5", "all, hours", "longest", "RAM, GB", "disk, GB")]
+    for tokens, costs in plans.items():
+        hours = {cost.phase: cost.duration(machine) / 3600 for cost in costs}
+        times = [f"{time:,.2f}" if time < 1 else f"{time:,.1f}" for time in (*hours.values(), sum(hours.values()))]
+        ram, disk = max(cost.machine_memory(machine) for cost in costs), sum(cost.disk for cost in costs)
+        room = (f"{ram / 1e9:,.0f}", f"{disk / 1e9:,.0f}")
+        rows.append((f"{tokens:.3g}", *times, max(hours, key=lambda phase: hours[phase]), *room))
+    return aligned(rows, text_columns=(7,))
 
 
 def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine) -> list[str]:
@@ -324,6 +343,8 @@ def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine
         if machine.memory is None or cost.memory(machine) <= machine.memory or not cost.activations:
             continue
         size, least = settings["tokens_per_batch"], settings.get("max_seq_length", 1)
+        if cost.steps:
+            size //= cost.processes(machine)
         smaller, fitting = size, cost
         while fitting.memory(machine) > machine.memory and smaller // 2 >= least:
             smaller //= 2
@@ -337,9 +358,30 @@ def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine
     return problems
 
 
+def unused_processes(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine) -> list[str]:
+    """Training phases whose steps are too small for all GPUs."""
+    found = [(cost.phase, cost.processes(machine)) for cost in costs if cost.steps]
+    return [
+        f"{phase} is fastest on {used} of {machine.processes} GPUs: {step_tokens(recipe[phase]):,} tokens a step give "
+        "more of them too little to do; larger steps use more GPUs, and are another recipe"
+        for phase, used in found
+        if used < machine.processes
+    ]
+
+
+def undealt_work(costs: Sequence[PhaseCost], machine: Machine) -> list[str]:
+    """Phases whose time is mostly that of work which more processes do not shorten."""
+    return [
+        f"{cost.phase}: {duration(cost.seconds)} of {duration(cost.duration(machine))} do not get shorter with more "
+        "processes: what is read by all, or tokenised by one"
+        for cost in costs
+        if machine.processes > 1 and cost.flops and cost.seconds > cost.duration(machine) / 2
+    ]
+
+
 def without_gpu(seconds: float, machine: Machine) -> list[str]:
     """What to say to somebody whose phases take days on a CPU."""
-    if not machine.name.startswith("a CPU") or seconds < _LONG_SECONDS:
+    if machine.has_gpu or seconds < _LONG_SECONDS:
         return []
     return [
         f"no GPU was found, and on this CPU that takes some {duration(seconds)}. Settings for a CPU are those of "
@@ -372,29 +414,58 @@ def explain(machine: Machine, source: str, assumed: Sequence[str]) -> list[str]:
     """Where the figures of a plan come from, a sentence each."""
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in machine.utilisation.items())
     measured = "measured on a CPU, docs/LOG.md" if machine.is_measured else "not measured on this GPU"
+    exchange = (
+        f"Assumed: N processes do phases 1 and 4 in an Nth of the time; GPUs exchange {WITHIN_MACHINE / 1e9:g} GB/s of "
+        f"gradients in a machine and {BETWEEN_MACHINES / 1e9:g} GB/s between machines; disks keep up (not measured)."
+    )
     return [
-        "Memory holds weights and, where they are trained, gradients and AdamW's moments, in float32, and a batch.",
+        "Memory is a process's: weights and, where they are trained, gradients and AdamW's moments, in float32, and a "
+        "batch. RAM is a machine's.",
         "Disk is what stays; while phase 1 runs, its texts are there twice. Time is without downloads and evaluations.",
+        "Phase 1, tokenising and reading count with the rate of one process on two CPU cores (measured, docs/LOG.md).",
         f"{source}.",
         f"Assumed: of the rate the phases reach {shares} ({measured}).",
+        *[exchange] * (machine.processes > 1),
         *(f"Assumed: {text}." for text in assumed),
     ]
+
+
+def chosen_machine(args: argparse.Namespace) -> Machine:
+    """The GPUs and machines that the flags name.
+
+    Raises:
+        UserError: an unknown GPU, or several where this machine has none.
+    """
+    machine = gpu_of(args.gpu) if args.gpu else this_machine()
+    if args.gpus * args.machines > 1:
+        if not machine.has_gpu:
+            raise UserError(f"--gpus {args.gpus} --machines {args.machines}: no GPU is here; name one with --gpu")
+        kind = machine.name.removeprefix("one ")
+        machines = f"{args.machines} machines with " if args.machines > 1 else ""
+        machine = replace(machine, name=f"{machines}{args.gpus} {kind}", gpus=args.gpus, machines=args.machines)
+    return machine
 
 
 def main() -> None:
     """Print what a recipe costs."""
     args = parse_arguments()
-    machine = gpu_of(args.gpu) if args.gpu else this_machine()
+    machine = chosen_machine(args)
     recipe: Recipe = args.recipe
-    count, tokens, lengths, source = corpus_size(recipe["create_dataset"], args.rows, args.tokens)
-    costs, assumed = plan(recipe, count, tokens, lengths)
     rate = f"{machine.flops_per_second / 1e12:,.3g} TFLOP/s {'measured' if machine.is_measured else 'in bf16'}"
-    print(f"{count:,} rows, {tokens:,} tokens; {machine.name}, {rate}\n")
-    print(f"{format_plan(costs, machine)}\n")
+    plans = {}
+    for size in args.tokens or [None]:
+        rows, tokens, lengths, source = corpus_size(recipe["create_dataset"], args.rows, size)
+        plans[tokens], assumed = plan(recipe, rows, tokens, lengths)
+    costs = plans[tokens]
+    if len(plans) > 1:
+        print(f"{machine.name}, {rate}; hours of phases 1 to 5\n\n{format_sizes(plans, machine)}\n")
+    else:
+        print(f"{rows:,} rows, {tokens:,} tokens; {machine.name}, {rate}\n\n{format_plan(costs, machine)}\n")
     for line in explain(machine, source, assumed):
         print(line)
     seconds = sum(cost.duration(machine) for cost in costs)
-    for line in (*memory_problems(costs, recipe, machine), *without_gpu(seconds, machine)):
+    notes = [*memory_problems(costs, recipe, machine), *unused_processes(costs, recipe, machine)]
+    for line in (*notes, *undealt_work(costs, machine), *without_gpu(seconds, machine)):
         print(f"Note: {line}.")
 
 

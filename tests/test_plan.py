@@ -1,7 +1,9 @@
 """What a recipe costs: against real models, torch's own count of their operations, and numbers written by hand."""
 
 import json
+import re
 import timeit
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ModernBertForMaskedLM
 
 from modernbert_small import plan as module
+from modernbert_small.packed.batches import PackedSampler
+from modernbert_small.packed.costs import PhaseCost
 from modernbert_small.packed.machine import OF_A_MEASUREMENT, Machine, this_machine
 from modernbert_small.plan import (
-    PhaseCost,
+    ROW_BYTES,
     corpus_size,
     count_parameters,
     format_plan,
@@ -25,11 +29,14 @@ from modernbert_small.plan import (
     memory_problems,
     plan,
     teacher_config,
+    undealt_work,
+    unused_processes,
     without_gpu,
 )
 from modernbert_small.run.errors import UserError
 from modernbert_small.settings.whole import full_recipe
 
+V2 = ROOT / "recipes" / "v2.yaml"
 LENGTH = 5  # within the tiny models' sliding windows, since torch counts dense attention
 
 
@@ -122,10 +129,10 @@ COSTS = [
 def test_the_table_by_hand():
     """1.3 GB of each process, 16 bytes a trained parameter, 2 bytes an activation in bf16."""
     assert [line.split() for line in format_plan(COSTS, MACHINE).splitlines()[1:]] == [
-        ["create_dataset", "1.3", "4.5", "60", "s"],
-        ["init_model_mlm", "large", "500.0", "M", "3.3", "0.2", "2.0", "min"],
-        ["pre_train", "student", "10.0", "M", "65.5", "1.0", "3,600.0", "4.0", "h"],
-        ["distil_train", "student", "10.0", "M", "5.5", "1.0", "1,800.0", "2.5", "h"],
+        ["create_dataset", "1.3", "1.3", "4.5", "60", "s"],
+        ["init_model_mlm", "large", "500.0", "M", "3.3", "3.3", "0.2", "2.0", "min"],
+        ["pre_train", "student", "10.0", "M", "65.5", "65.5", "1.0", "3,600.0", "4.0", "h"],
+        ["distil_train", "student", "10.0", "M", "5.5", "5.5", "1.0", "1,800.0", "2.5", "h"],
         ["all", "6.7", "5,400.0", "6.5", "h"],
     ]
 
@@ -143,6 +150,78 @@ def test_a_batch_that_does_not_fit_gets_one_that_does():
         "tokens_per_batch: 1024 and gradient_accumulation_steps: 8, which" in said
     )  # 1.46 + 16 GB fit, 1.46 + 32 do not
     assert not memory_problems(COSTS, recipe, replace(MACHINE, memory=None))
+
+
+def test_many_gpus_by_hand():
+    """A process has a rate of 1e12 FLOP/s here. Rings: 8 bytes x 25 M parameters x (n - 1) / n."""
+    eight = Machine(
+        "8 X", 1e13, dict.fromkeys(("pre_train", "create_distil_dataset"), 0.1), bf16=True, gpus=4, machines=2
+    )
+    corpus = PhaseCost("create_dataset", "", 0, 0, 0.0, dealt_seconds=80.0)
+    assert corpus.duration(eight) == 10
+    train = PhaseCost(
+        *("pre_train", "student", 25_000_000, 16, 8e11, 60.0), steps=10.0, activations=8e9, held=1e9, most_processes=8
+    )
+    # 0.8 s over 4 processes, 10 exchanges of 150 MB at 100 GB/s; over 8 processes 10 of 175 MB at 12.5 GB/s
+    assert train.duration(eight) == pytest.approx(60 + 0.2 + 0.015)
+    assert (train.processes(eight), train.machine_memory(eight)) == (4, pytest.approx(4 * 2.3e9))
+    assert train.memory(eight) == pytest.approx(1.3e9 + 4e8 + 4e9)
+    large = replace(train, flops=8e13)
+    assert (large.processes(eight), large.duration(eight)) == (8, pytest.approx(60 + 10 + 0.14))
+    assert replace(large, most_processes=2).duration(eight) == pytest.approx(60 + 40 + 0.01)
+    assert replace(train, flops=8e8, seconds=0.0).duration(eight) == 0.02  # 2 ms a step at least
+    labels = replace(train, phase="create_distil_dataset", steps=0.0, dealt_seconds=0.0, most_processes=0)
+    assert labels.duration(eight) == 60  # every process reads all, while it computes for 0.1 s
+    assert "pre_train is fastest on 4 of 8 GPUs" in unused_processes([train], full_recipe(V2), eight)[0]
+    (said,) = undealt_work([corpus, train, large], eight)[:1]
+    assert said.startswith("pre_train: 60 s of 60 s do not get shorter")
+
+
+def test_what_a_process_holds_of_each_row():
+    rows, offsets = 100_000, 8
+    lengths = np.full(rows, 20)
+    tracemalloc.start()
+    next(iter(PackedSampler(lengths, 1000, seed=0)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert offsets + lengths.itemsize + peak / rows == pytest.approx(ROW_BYTES, abs=4)
+
+
+BLOCKS = [
+    (name, command, output)
+    for name in ("scaling.md", "another-size.md")
+    for command, output in re.findall(
+        r"```console\n\$ python -m modernbert_small.plan (.*?)\n(.*?)\n```",
+        (ROOT / "docs" / name).read_text(),
+        re.DOTALL,
+    )
+]
+
+
+COUNTED = {}
+
+
+def counted_once(config, has_head):
+    """The same models for each size of a corpus, so they are counted once."""
+    key = (config.to_json_string(), has_head)
+    if key not in COUNTED:
+        COUNTED[key] = count_parameters(config, has_head)
+    return COUNTED[key]
+
+
+@pytest.mark.parametrize(("name", "command", "output"), BLOCKS, ids=[command for _, command, _ in BLOCKS])
+def test_the_docs_show_what_plan_prints(tmp_path, monkeypatch, capsys, name, command, output):
+    def unreachable(flag, name):
+        raise UserError("no hub")
+
+    (large,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
+    (tmp_path / "large.yaml").write_text(large)
+    monkeypatch.setattr(module, "load_config", unreachable)
+    monkeypatch.setattr(module, "count_parameters", counted_once)
+    monkeypatch.setattr(module, "find_recipe", lambda name: (tmp_path if name == "large.yaml" else ROOT) / name)
+    monkeypatch.setattr("sys.argv", ["plan", *command.split()])
+    module.main()
+    assert output in capsys.readouterr().out
 
 
 def test_days_on_a_cpu_are_said():
@@ -205,6 +284,7 @@ def test_the_corpus_by_record_or_flags_or_sources(tmp_path):
     assert (rows, tokens, lengths.mean()) == (40, 1300, 32.5)
     assert str(tmp_path) in source
     assert corpus_size(settings, 5, 50)[:3] == (5, 50, 10)
+    assert corpus_size(settings, None, 4000)[:3] == (100, 4000, 40)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +295,16 @@ def test_the_corpus_by_record_or_flags_or_sources(tmp_path):
             [],
             "has hidden_size 384, the default, and create_distil_dataset has embedding_dim 128",
         ),
-        ("", ["--rows", "1000"], "--rows is given without --tokens; expected both"),
+        ("", ["--rows", "1000"], "--rows is given with 0 numbers of --tokens; expected one"),
+        ("", ["--rows", "9", "--tokens", "1e3", "1e4"], "--rows is given with 2 numbers of --tokens; expected one"),
+        ("", ["--machines", "0"], "--machines: 0, expected at least 1"),
+        ("", ["--gpus", "2"], "--gpus 2 --machines 1: no GPU is here; name one with --gpu"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(tmp_path, monkeypatch, text, flags, said):
     (tmp_path / "recipe.yaml").write_text(text)
     monkeypatch.setattr("sys.argv", ["plan", str(tmp_path / "recipe.yaml"), *flags])
+    monkeypatch.setattr(module, "this_machine", lambda: MACHINE)
     with pytest.raises(UserError, match=said):
         module.main()
 

@@ -32,6 +32,8 @@ class Machine:
         utilisation: the share of it that each phase is expected to reach.
         bf16: whether activations take two bytes and not four.
         memory: bytes on the device; None if it is not known.
+        gpus: in each machine; 1 for a CPU. Each has a process.
+        machines: of this kind.
     """
 
     name: str
@@ -39,6 +41,18 @@ class Machine:
     utilisation: Mapping[str, float]
     bf16: bool
     memory: int | None = None
+    gpus: int = 1
+    machines: int = 1
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether models and batches lie in the memory of a GPU, and not in the machine's own."""
+        return not self.name.startswith("a CPU")
+
+    @property
+    def processes(self) -> int:
+        """How many processes all machines run."""
+        return self.gpus * self.machines
 
     @property
     def is_measured(self) -> bool:
