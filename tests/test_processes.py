@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from forked import run_forked
-from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer
+from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
 from safetensors.torch import load_file
 from test_retrieval import write_set
 
@@ -22,7 +22,12 @@ from modernbert_small.packed.checkpoints import last_whole_checkpoint
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 CPU = {**os.environ, **NO_GPU}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
+PHASE_1, PHASE_3, PHASE_4, PHASE_5 = (
+    "mlm/create_dataset.py",
+    "mlm/pre_train.py",
+    "create_distil_dataset.py",
+    "distil_train.py",
+)
 
 
 def write_corpus(folder):
@@ -100,6 +105,57 @@ def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
     one, two = (load_file(out / phase / "model.safetensors") for out in one_and_two)
     for name, weight in one.items():
         np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
+
+
+def write_sources(folder):
+    """Queries and documents in files of several forms, with texts that occur in several of them, and a bad row."""
+    (folder / "own").mkdir()
+    texts = [f"what is number {i % 90}" for i in range(200)]
+    triplets = {"query": texts, "positive": [f"number {i} is the one after {i - 1}" for i in range(200)]}
+    pq.write_table(pa.table(triplets), folder / "own" / "a.parquet", row_group_size=30)
+    articles = [f"what is number {i}" if i % 3 else "The cat sat on the mat. " * i for i in range(120)]
+    (folder / "own" / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*articles, None]))
+    pq.write_table(pa.table({"text": articles + texts}), folder / "again.parquet", row_group_size=50)
+    queries = {"_id": ["q1", "q2"], "text": ["What is number 3?", "unheard of"]}
+    write_set(folder / "evaluation")
+    pq.write_table(pa.table(queries), folder / "evaluation" / "queries" / "Toy-00000-of-00001.parquet")
+    tiny_tokenizer(folder / "tokenizer")
+
+
+def test_the_corpus_is_the_same_bytes(tmp_path):
+    write_sources(tmp_path)
+    constants = {"sources._UNIT_BYTES": (2000, 2000), "build._ROWS_PER_SHARD": 60, "spill.BUCKET_BITS": 3}
+    constants = {f"modernbert_small.corpus.{name}": value for name, value in constants.items()}
+    constants["os.fsync"] = id  # syncs take milliseconds, as in conftest.py
+    flags = ["--sources", "own=own", "again=again.parquet", "--tokenizer_name_or_path", "tokenizer"]
+    flags += ["--max_seq_length", "64", "--validation_rows", "20", "--eval_datasets", "evaluation", "heldout"]
+    corpora = [tmp_path / f"corpus-{processes}" for processes in (1, 2, 3)]
+    for processes, out in enumerate(corpora, 1):
+        changes = {"constants": constants, "processes": processes}
+        done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", out.name, **changes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "rows skipped: 1; the first: own/b.jsonl: row 121" in done.stdout
+    files = sorted(path.relative_to(corpora[0]) for path in corpora[0].rglob("*.parquet"))
+    assert len(files) > 10
+    records = [json.loads((out / "run.json").read_text()) for out in corpora]
+    assert records[0]["dropped"]["own"]["duplicate"] > 100
+    assert records[0]["dropped"]["own"]["contaminated"] > 2
+    for out, record in zip(corpora[1:], records[1:], strict=True):
+        assert sorted(path.relative_to(out) for path in out.rglob("*.parquet")) == files
+        for file in files:
+            assert (out / file).read_bytes() == (corpora[0] / file).read_bytes(), file
+        for what in ("rows", "tokens", "files", "by_source", "read", "dropped", "split", "skipped"):
+            assert record[what] == records[0][what], what
+        assert sorted(path.name for path in out.iterdir()) == sorted([*record["files"], "heldout", "run.json"])
+
+
+def test_what_one_process_finds_wrong_ends_all_in_its_words(tmp_path):
+    write_sources(tmp_path)
+    flags = ["--sources", "own=own", "--tokenizer_name_or_path", "nowhere/tokenizer", "--output_dir", "corpus"]
+    done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, processes=2)
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+    assert not list(tmp_path.glob("corpus*"))
 
 
 WAITS_IN_C = """
