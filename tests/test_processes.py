@@ -65,7 +65,11 @@ def jobs(out, tokens_per_batch, labels=None):
     phase_5 = [*data, "--model_name_or_path", "init", "--eval_datasets", "evaluation", "--output_dir", f"{out}/model"]
     phase_3 = ["--train_file", "corpus", "--model_name_or_path", "init", "--output_dir", f"{out}/mlm"]
     return [
-        [PHASE_4, {"modernbert_small.label.shards.ROWS_PER_SHARD": 16}, phase_4],
+        [
+            PHASE_4,
+            {"modernbert_small.label.shards.ROWS_PER_SHARD": 16, "modernbert_small.label.teacher._TEXTS_PER_BLOCK": 16},
+            phase_4,
+        ],
         [PHASE_3, {}, phase_3 + training],
         [PHASE_5, {}, phase_5 + training],
     ]

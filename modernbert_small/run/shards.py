@@ -49,28 +49,50 @@ def check_splits(data: str | Path, least_rows: int = 1, flag: str = "--train_fil
             raise UserError(f"{flag} {data}: its {split} split has {rows} rows, expected at least {least}")
 
 
-def read_table(files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_PER_READ) -> Iterator[pa.Table]:
+def read_table(
+    files: Sequence[Path], columns: Sequence[str], rows: int = _ROWS_PER_READ, first: int = 0
+) -> Iterator[pa.Table]:
     """Some columns of Parquet files, some rows at a time.
+
+    Args:
+        files: the shards.
+        columns: their names.
+        rows: of a table at most.
+        first: the row to begin with. Row groups before it are not read.
 
     Raises:
         UserError: a file that is not whole Parquet, a missing column, text that is not of strings, or a null.
     """
     for file in files:
         with _explained(file), pq.ParquetFile(file) as parquet:
-            schema, position = parquet.schema_arrow, 0
+            schema, (groups, position) = parquet.schema_arrow, _groups_from(parquet.metadata, first)
+            skipped, first = first - position, max(0, first - parquet.metadata.num_rows)
             for column in columns:
                 if column not in schema.names:
                     raise UserError(f"{file}: no column {column!r}; found {', '.join(schema.names)}")
                 kind = schema.field(column).type
                 if column in _TEXT_COLUMNS and not is_text(kind):
                     raise UserError(f"{file}: column {column!r} is of {kind}, expected string")
-            for batch in parquet.iter_batches(rows, columns=list(columns)):
+            for batch in parquet.iter_batches(rows, row_groups=groups, columns=list(columns)):
                 for column in columns:
                     if batch[column].null_count:
                         first = position + batch[column].is_null().index(True).as_py()
                         raise UserError(f"{file}: column {column!r} is null in row {first}; expected a value")
                 position += len(batch)
-                yield pa.Table.from_batches([batch])
+                if skipped < len(batch):
+                    yield pa.Table.from_batches([batch.slice(skipped)])
+                skipped = max(0, skipped - len(batch))
+
+
+def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
+    """The row groups of a file from the one that holds row `first` on, and the row with which that one begins."""
+    position = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if position + rows > first:
+            return list(range(group, metadata.num_row_groups)), position
+        position += rows
+    return [], position
 
 
 class RowStream:
