@@ -192,7 +192,7 @@ def main() -> None:
         restore_reduced_teacher(args, inputs)
         return
     note_without_gpu("create_distil_dataset", vars(args))
-    check_splits(args.train_file, args.embedding_dim)
+    check_splits(args.train_file, ["text", "source", "kind"], args.embedding_dim)
     sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     teacher = load_teacher(args)
     run.start()

@@ -77,8 +77,12 @@ def jobs(out, tokens_per_batch, labels=None):
 
 @pytest.fixture(scope="module")
 def one_and_two(folder):
-    """The phases' output by one process and by two."""
-    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 128, "one"))):
+    """The phases' output by one process and by two, and that of training by one with two batches in a step."""
+    twice = [
+        [script, constants, [*flags, "--gradient_accumulation_steps", "2"]]
+        for script, constants, flags in jobs("twice", 128, "one")[1:]
+    ]
+    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 256, "one")), (1, twice)):
         for script, constants, flags in run:
             changes = {"constants": constants, "environment": NO_GPU, "processes": processes}
             done = run_forked(script, folder, folder, *flags, **changes)
@@ -97,16 +101,18 @@ def test_labels_are_the_same_bytes(one_and_two):
     assert records[0]["counts"] == records[1]["counts"]
 
 
+@pytest.mark.parametrize("other", ["two", "twice"])
 @pytest.mark.parametrize(("phase", "heldout"), [("mlm", "heldout_mlm_loss"), ("model", "heldout_similarity")])
-def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
-    records = [json.loads((out / phase / "run.json").read_text()) for out in one_and_two]
+def test_training_is_the_same_to_rounding(one_and_two, phase, heldout, other):
+    outs = one_and_two[0], one_and_two[0].with_name(other)
+    records = [json.loads((out / phase / "run.json").read_text()) for out in outs]
     curves = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in records]
     assert len(curves[0]) > 10
     assert len(set(curves[0])) > 10
     np.testing.assert_allclose(*curves, rtol=1e-5)
     assert records[0]["rows"] == records[1]["rows"]
     assert records[0][heldout] == pytest.approx(records[1][heldout], rel=1e-2)  # means over other batches
-    one, two = (load_file(out / phase / "model.safetensors") for out in one_and_two)
+    one, two = (load_file(out / phase / "model.safetensors") for out in outs)
     for name, weight in one.items():
         np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
 
