@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forked import run_forked
+from forked import free_port, run_forked
 from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
 from safetensors.torch import load_file
 from test_retrieval import write_set
@@ -197,6 +197,55 @@ def test_a_process_that_waits_in_c_for_a_dead_one_ends_soon_after_sigterm():
     assert run.returncode == 1
     (line,) = said.splitlines()
     assert line.startswith("error: another process of this run has ended; what was saved is kept; go on with: torchrun")
+
+
+WAITS_FOR_NOBODY = """
+import time
+from modernbert_small.run import peers
+from modernbert_small.run.processes import rank, wait_for_all
+from modernbert_small.run.script import run_script
+
+def main():
+    wait_for_all()
+    print("together", flush=True)
+    time.sleep(600 if rank() == 0 else {seconds})
+
+peers.seconds_to_end = 0.1
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_lost"), [(600, True), (0, False)])
+def test_a_lost_process_is_noticed_by_one_that_does_not_wait_for_it(seconds, is_lost):
+    """As one does that computes; a process that has ended well is not lost."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WAITS_FOR_NOBODY.format(seconds=seconds)]
+    first, second = (
+        subprocess.Popen(command, cwd=ROOT, env=CPU | together | {"RANK": str(rank)}, **output) for rank in range(2)
+    )
+    assert [run.stdout.readline() for run in (first, second)] == ["together\n"] * 2
+    if not is_lost:
+        assert second.wait(timeout=60) == 0
+        time.sleep(2)
+        assert first.poll() is None
+    second.kill()
+    if is_lost:
+        _, said = first.communicate(timeout=60)
+        assert first.returncode == 1
+        assert said.startswith(
+            "error: another process of this run has ended; what was saved is kept; go on with: torch"
+        )
+    first.kill()
+
+
+def test_processes_without_a_common_folder_are_refused(tmp_path):
+    write_sources(tmp_path)
+    flags = ["--sources", "own=own", "--tokenizer_name_or_path", "tokenizer", "--output_dir", "corpus"]
+    constants = {"modernbert_small.run.artefacts._SECONDS_TO_SEE": 0}
+    done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, constants=constants, processes=2)
+    assert done.returncode == 2
+    assert "error: --output_dir corpus: not all 2 processes see what the first one writes there; name a" in done.stderr
 
 
 def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):

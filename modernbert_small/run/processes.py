@@ -9,7 +9,7 @@ waits for the kernel in C, where no signal handler of Python runs. torchrun send
 30 seconds later. `end_soon_after_sigterm` is for this case. torch's own means do not help there. Of the modes of
 TORCH_NCCL_ASYNC_ERROR_HANDLING the default, 3, ends the process from a thread in C++, without Python, and only once
 NCCL reports an error or the timeout is over. TORCH_NCCL_BLOCKING_WAIT waits at every collective.
-`dist.monitored_barrier` is for gloo alone.
+`dist.monitored_barrier` is for gloo alone. A machine without power or network closes nothing: see `run.peers`.
 
 References:
     https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from modernbert_small.run import peers
 from modernbert_small.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,4 +180,6 @@ def _group() -> "ProcessGroup":
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    peers.watch(rank(), world_size(), lambda told: dist.broadcast_object_list(told, 0, group))
+    return group
