@@ -41,7 +41,7 @@ SCHEMA = pa.schema({"text": pa.string(), "source": pa.string(), "kind": pa.strin
 _BUCKET_BYTES = 128 << 20
 _ROWS_PER_GROUP = 10_000
 _ROWS_PER_SHARD = 250_000
-_SHARDS_TO_SHARE, _LEAST_ROWS_PER_SHARD = 8, 25_000  # a smaller corpus has shards too, for processes to share
+_SHARDS_TO_SHARE, _LEAST_ROWS_PER_SHARD = 8, 10_000  # a smaller corpus has shards too, for processes to share
 _NOTES = ".shards"  # in the folder of spilled texts; no source has this name
 
 
