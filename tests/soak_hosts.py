@@ -67,7 +67,16 @@ def start(folder, host, script, flags, *launcher):
     """One host's torchrun, with one process; its output goes to a file."""
     command = ["ip", "netns", "exec", namespace(host), sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "soak", "--local_addr", HOSTS[host]]
-    command += ["--rdzv_endpoint", f"{HOSTS[0]}:29511", *launcher, str(ROOT / script), *flags]
+    # It looks for its own address in the host's name, which both namespaces share.
+    command += [
+        "--rdzv_endpoint",
+        f"{HOSTS[0]}:29511",
+        "--rdzv_conf",
+        f"is_host={host == 0}",
+        *launcher,
+        str(ROOT / script),
+        *flags,
+    ]
     environment = {**os.environ, **NO_GPU, "GLOO_SOCKET_IFNAME": f"veth{host}", "OMP_NUM_THREADS": "1"}
     with (folder / f"host{host}.log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
