@@ -36,7 +36,7 @@ from modernbert_small.evaluation.tables import format_account
 from modernbert_small.label.labeller import Labeller
 from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import count_labels, label_split
-from modernbert_small.label.teacher import reduce_teacher, with_projection
+from modernbert_small.label.teacher import embed_sample, reduce_teacher, with_projection
 from modernbert_small.packed.attention import choose_attn_implementation
 from modernbert_small.plan import note_without_gpu
 from modernbert_small.reporting.card import write_teacher_card
@@ -86,7 +86,7 @@ def begin_teacher(args: DistilDatasetArguments, inputs: dict[str, str]) -> Run |
 def make_or_load_reduced_teacher(
     teacher: SentenceTransformer, args: DistilDatasetArguments, inputs: dict[str, str], sample_file: Path
 ) -> SentenceTransformer:
-    """Make the reduced teacher in the first process, or find it where an earlier run left it.
+    """Make the reduced teacher, or find it where an earlier run left it.
 
     If it has to be made, labels in the output folder are an earlier teacher's, and are removed.
     """
@@ -96,8 +96,7 @@ def make_or_load_reduced_teacher(
         if rank() == 0:
             for shard in sample_file.parent.glob("*.parquet"):
                 shard.unlink()
-            save_reduced_teacher(run, teacher, args, sample_file)
-        wait_for_all()
+        save_reduced_teacher(run, teacher, args, sample_file)
     return load_sentence_transformer(
         "--teacher_output_dir", args.teacher_output_dir, trust_remote_code=args.trust_remote_code
     )
@@ -110,32 +109,32 @@ def restore_reduced_teacher(args: DistilDatasetArguments, inputs: dict[str, str]
         return
     logger.info("the labels are finished, but their reduced teacher is not there: making it again")
     run.start()
-    if rank() == 0:
-        with TemporaryDirectory() as folder:
-            save_reduced_teacher(run, load_teacher(args), args, Path(folder, SAMPLE_FILE))
-    wait_for_all()
+    with TemporaryDirectory() as folder:
+        save_reduced_teacher(run, load_teacher(args), args, Path(folder, SAMPLE_FILE))
 
 
 def save_reduced_teacher(
     run: Run, teacher: SentenceTransformer, args: DistilDatasetArguments, sample_file: Path
 ) -> None:
-    """Reduce the teacher, write it and finish its run."""
-    reduced, report = reduce_if_wider(teacher, args, sample_file)
-    require_finite(reduced, "the reduced teacher")
-    save_embedding_model(reduced, run.folder)
-    write_teacher_card(run.folder, run.record["inputs"]["teacher"], report, args.embedding_dim)
-    run.finish({"projection": report})
+    """Bring the teacher to the labels' width, write it and finish its run.
 
-
-def reduce_if_wider(
-    teacher: SentenceTransformer, args: DistilDatasetArguments, sample_file: Path
-) -> tuple[SentenceTransformer, dict[str, Any] | None]:
-    """The teacher at the labels' width, and the projection's report if it needs one."""
-    if teacher.get_embedding_dimension() == args.embedding_dim:
-        logger.info("the teacher is %d wide already and needs no projection", args.embedding_dim)
-        return with_projection(teacher, None), None
-    labeller = new_labeller(teacher, args)
-    return reduce_teacher(labeller, args.train_file, args.embedding_dim, args.pca_sample_size, args.seed, sample_file)
+    Every process must call this: they embed the sample together, and the first one fits the projection and writes.
+    """
+    is_wider = teacher.get_embedding_dimension() != args.embedding_dim
+    if is_wider:
+        labeller = new_labeller(teacher, args)
+        sample = embed_sample(labeller, args.train_file, args.pca_sample_size, args.seed)
+    if rank() == 0:
+        if is_wider:
+            reduced, report = reduce_teacher(labeller, sample, args.embedding_dim, sample_file)
+        else:
+            logger.info("the teacher is %d wide already and needs no projection", args.embedding_dim)
+            reduced, report = with_projection(teacher, None), None
+        require_finite(reduced, "the reduced teacher")
+        save_embedding_model(reduced, run.folder)
+        write_teacher_card(run.folder, run.record["inputs"]["teacher"], report, args.embedding_dim)
+        run.finish({"projection": report})
+    wait_for_all()
 
 
 def measure_ceiling(
@@ -193,7 +192,7 @@ def main() -> None:
         restore_reduced_teacher(args, inputs)
         return
     note_without_gpu("create_distil_dataset", vars(args))
-    check_splits(args.train_file, args.embedding_dim)
+    check_splits(args.train_file, ["text", "source", "kind"], args.embedding_dim)
     sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
     teacher = load_teacher(args)
     run.start()

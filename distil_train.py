@@ -155,7 +155,7 @@ def new_trainer(
 ) -> DistillationTrainer:
     """The trainer with its loss. DistillationTrainer computes the held-out cosine from it, so change both."""
     watched = (
-        PackedEvaluator(datasets, student.tokenizer, args.max_seq_length, args.tokens_per_batch) if datasets else None
+        PackedEvaluator(datasets, student.tokenizer, args.max_seq_length, args.tokens_per_process) if datasets else None
     )
     return DistillationTrainer(
         model=student,
@@ -180,7 +180,7 @@ def distil(
         heldout = load_data(args, student, "validation")
     if args.start == "static":
         start_static(student, teacher, train_data)
-    similarity = align(student, train_data, args.tokens_per_batch)
+    similarity = align(student, train_data, args.tokens_per_process)
     logger.info(
         "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
         similarity,
@@ -227,7 +227,7 @@ def main() -> None:
         write_report_and_upload(args)
         return
     note_without_gpu("distil_train", vars(args))
-    check_splits(args.train_file)
+    check_splits(args.train_file, ["sentence", "label"])
     check_teacher(args, run.record["inputs"]["teacher"])
     teacher = load_sentence_transformer(
         "--teacher_name_or_path", args.teacher_name_or_path, str(args.device), args.trust_remote_code

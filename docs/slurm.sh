@@ -14,7 +14,6 @@
 set -euo pipefail
 
 first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-processes=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 
 # One torchrun on each machine, which starts a process for each of its GPUs.
 everywhere() {
@@ -24,6 +23,6 @@ everywhere() {
 
 everywhere mlm/create_dataset.py --config my.yaml
 python mlm/init_model_mlm.py --config my.yaml
-everywhere mlm/pre_train.py --config my.yaml --tokens_per_batch $((65536 / processes))
+everywhere mlm/pre_train.py --config my.yaml
 everywhere create_distil_dataset.py --config my.yaml
-everywhere distil_train.py --config my.yaml --tokens_per_batch $((16384 / processes))
+everywhere distil_train.py --config my.yaml

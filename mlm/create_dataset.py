@@ -8,6 +8,7 @@ Out: data/corpus/train-00000-of-000NN.parquet and validation-00000-of-00001.parq
 
 The recipe:      python mlm/create_dataset.py
 Own text:        python mlm/create_dataset.py --sources npr notes=/my/notes faq=/my/faq.csv:query=ask,positive=reply
+Four processes:  torchrun --nproc_per_node 4 mlm/create_dataset.py
 Tiny, no hub:    python mlm/create_dataset.py --sources python_docs --max_rows_per_source 2000 \
                      --validation_rows 200 --tokenizer_name_or_path /my/tokenizer
 
@@ -26,16 +27,13 @@ if __name__ == "__main__":
 import dataclasses
 import logging
 import shutil
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
-
-from modernbert_small.corpus.build import discard_spill, merge, shrink_validation, spill_source, write_splits
+from modernbert_small.corpus.build import SpilledCorpus
 from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
 from modernbert_small.corpus.heldout import hold_out, kept_out_texts
 from modernbert_small.corpus.sources import Source, is_local, open_sources, source_locations
+from modernbert_small.corpus.spill import discard_spill, spill_sources
 from modernbert_small.corpus.tally import Tally, format_report, measure
 from modernbert_small.corpus.text import Chunker
 from modernbert_small.evaluation.own_sets import HELDOUT, set_inputs, write_set
@@ -44,6 +42,7 @@ from modernbert_small.run.artefacts import begin
 from modernbert_small.run.columns import split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_tokenizer
+from modernbert_small.run.processes import from_first, rank
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
 from modernbert_small.settings.create_dataset import REPORTED_SETS, CreateDatasetArguments
@@ -90,16 +89,17 @@ def make_heldout_set(args: CreateDatasetArguments, sources: list[Source], folder
     return list(kept_out_texts(parts))
 
 
-def divide(tables: Iterable[pa.Table], args: CreateDatasetArguments, folder: Path) -> None:
+def divide(corpus: SpilledCorpus, args: CreateDatasetArguments, folder: Path) -> Tally:
     """Write the splits, with a smaller validation split than was asked for if the corpus is small.
 
     Raises:
         UserError: the corpus has too few texts for any; what was written is removed.
     """
-    files = write_splits(tables, folder, args.validation_rows)
-    texts = sum(files.values())
+    tally = corpus.write(folder, args.validation_rows)
+    texts = tally.rows.total()
     if texts <= 2 * LEAST_VALIDATION_ROWS:
-        shutil.rmtree(folder)
+        if rank() == 0:
+            shutil.rmtree(folder)
         raise UserError(
             f"--sources {' '.join(args.sources)}: give only {texts} different texts that are not empty or too short; "
             f"expected at least {2 * LEAST_VALIDATION_ROWS + 1}"
@@ -112,11 +112,15 @@ def divide(tables: Iterable[pa.Table], args: CreateDatasetArguments, folder: Pat
             texts,
             fewer,
         )
-        shrink_validation(folder, files, fewer)
+        tally = corpus.write(folder, fewer)
+    return tally
 
 
 def main() -> None:
-    """Write each source's cleaned texts to disk; then deduplicate, decontaminate, shuffle and split them all."""
+    """Write each source's cleaned texts to disk; then deduplicate, decontaminate, shuffle and split them all.
+
+    Under torchrun the processes share both passes. What one of them does for all, the others wait for.
+    """
     args = parse_settings(CreateDatasetArguments, "create_dataset", __doc__)
     locations = source_locations(args.sources)
     inputs = {
@@ -125,7 +129,7 @@ def main() -> None:
     inputs["tokenizer_name_or_path"] = args.tokenizer_name_or_path
     inputs |= set_inputs({name: name for name in named_sets(args)})
     settings = dataclasses.asdict(args)
-    run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite, one_process=True, uses_gpu=False)
+    run = begin("create_dataset", args.output_dir, settings, inputs, args.overwrite, uses_gpu=False)
     if run is None:
         return
     sources = open_sources(locations, args.strict)
@@ -133,27 +137,20 @@ def main() -> None:
         raise UserError(f"--eval_datasets {HELDOUT}: no source has queries with their documents; name another set")
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path, args.trust_remote_code)
     chunker = Chunker(tokenizer, args.max_seq_length)
-    texts, kept_out = texts_to_keep_out(args, all(map(is_local, locations.values())))
+    texts, kept_out = from_first(lambda: texts_to_keep_out(args, all(map(is_local, locations.values()))))
     run.start()
-    heldout = make_heldout_set(args, sources, run.folder)
+    heldout = from_first(lambda: make_heldout_set(args, sources, run.folder))
 
     spill = run.folder / "spill"
-    counts = {
-        source.name: spill_source(source, spill / source.name, chunker, args.max_rows_per_source, args.seed)
-        for source in sources
-    }
-    # Tables of texts pass through all of these steps one by one, while the splits are written.
-    duplicates: Counter[str] = Counter()
-    contaminated: Counter[str] = Counter()
-    tally = Tally()
-    tables = merge({source.name: spill / source.name for source in sources}, duplicates)
-    if texts or heldout:
-        tables = Contamination([*texts, *heldout]).drop(tables, contaminated)
-    divide(tally.watch(tables), args, run.folder)
+    counts = spill_sources(sources, spill, chunker, args.max_rows_per_source, args.seed)
+    contamination = Contamination([*texts, *heldout]) if texts or heldout else None
+    corpus = SpilledCorpus(spill, counts, contamination)
+    tally = divide(corpus, args, run.folder)
+    if rank() > 0:
+        return
     discard_spill(spill)
-
     by_source = tally.by_source([source.name for source in sources], chunker)
-    measurements = measure(counts, duplicates, contaminated, by_source, run.folder)
+    measurements = measure(counts, tally, by_source, run.folder)
     kept_out += [HELDOUT] * bool(heldout)
     record = run.finish(measurements | {"evaluation_sets_kept_out": kept_out})
     print(format_report(record))

@@ -4,7 +4,7 @@ In:   checkpoints/init (phase 2), data/corpus (phase 1).
 Out:  checkpoints/mlm, which ModernBertForMaskedLM.from_pretrained loads, with the Trainer's checkpoint-*.
 
     python mlm/pre_train.py                                        # one CUDA GPU
-    torchrun --nproc_per_node 4 mlm/pre_train.py                   # four; tokens_per_batch is each one's
+    torchrun --nproc_per_node 4 mlm/pre_train.py                   # four, which share each batch
     python mlm/pre_train.py --tokens_per_batch 4096 --max_steps 200   # a laptop
 
 30 % of the tokens are masked, as in ModernBERT (https://arxiv.org/abs/2412.13663). Rows are packed without padding, and
@@ -140,7 +140,7 @@ def main() -> None:
         upload(output_dir)
         return
     note_without_gpu("pre_train", vars(args))
-    check_splits(args.train_file)
+    check_splits(args.train_file, ["text"])
     student, tokenizer = load_student(args)
     pooling = pooling_of("--model_name_or_path", args.model_name_or_path)
     upload = prepare_upload(args)

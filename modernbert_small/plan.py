@@ -263,10 +263,9 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
         ),
         PhaseCost(
             *("create_distil_dataset", "teacher", of_teacher, WEIGHTS_BYTES, label_flops),
-            seconds=tokens / READ_PER_SECOND,  # every process reads all texts to find its own
             activations=labels["tokens_per_batch"] * layer_values(teacher),
             disk=texts + vectors + WEIGHTS_BYTES * of_teacher,
-            dealt_seconds=tokens / TOKENISED_PER_SECOND,
+            dealt_seconds=tokens / TOKENISED_PER_SECOND + tokens / READ_PER_SECOND,
         ),
         PhaseCost(
             *("distil_train", "student", encoder, TRAINING_BYTES, distil_flops),

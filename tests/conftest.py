@@ -30,9 +30,9 @@ def _fast_session():
     of a hundred texts needs no 256 buckets, whose number changes nothing about it; scripts in processes of their own
     have them.
     """
-    from modernbert_small.corpus import build
+    from modernbert_small.corpus import spill
 
-    build._BUCKET_BITS, build._BUCKETS = 3, 8
+    spill.BUCKET_BITS = 3
     sync, os.fsync = os.fsync, lambda descriptor: None
     gc.collect()
     gc.freeze()

@@ -61,7 +61,7 @@ def run_forked(
         The first exit status that is not 0, and the output of the process of rank 0.
     """
     together = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    together["MASTER_PORT"] = str(_free_port())
+    together["MASTER_PORT"] = str(free_port())
     started, streams = [], []
     for rank in range(processes):
         of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
@@ -75,7 +75,8 @@ def run_forked(
     return subprocess.CompletedProcess([script, *flags], status, *(file.read_text() for file in streams[0]))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

@@ -36,7 +36,7 @@ TRAINING = [
 JOBS = {
     "corpus": (
         SCRIPTS[0],
-        {"modernbert_small.corpus.build._ROWS_PER_SHARD": 9, "modernbert_small.corpus.build._SPILL_BYTES": 2000},
+        {"modernbert_small.corpus.build._ROWS_PER_SHARD": 9, "modernbert_small.corpus.spill._SPILL_BYTES": 2000},
         ["--sources", "own=own.parquet", "again=corpus", "--tokenizer_name_or_path", "init", "--validation_rows", "5"],
     ),
     "init": (

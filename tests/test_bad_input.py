@@ -226,7 +226,7 @@ CASES = [
     (PHASE_4, None, ["--embedding_dim", "25"], "embedding_dim: 25 is wider than the teacher's 24"),
     (PHASE_4, None, ["--embedding_dim", "24", "--pca_sample_size", "9"], "9 texts are too few for 24 directions"),
     (PHASE_4, spoil("small/teacher/model.safetensors"), [], "holds NaN or infinity"),
-    (PHASE_4, shard("corpus", kind=None), [], "no column 'kind'"),
+    (PHASE_4, shard("corpus", kind=numbers), [], "column 'kind' is of int64, expected string"),
     (PHASE_4, shard("corpus", kind=lambda count: pa.array(["essay"] * count)), [], "found 'essay', expected query or"),
     (PHASE_4, shard("corpus", text=half_null), [], "is null in row 7"),
     (PHASE_4, no_rows("corpus", "train"), [], "its train split has 0 rows, expected at least 16"),
@@ -253,7 +253,7 @@ CASES = [
     (PHASE_5, shard("distil", label=None), [], "no column 'label'"),
     (PHASE_5, shard("distil", label=labels(8, 0.3536)), [], "labels are 8 wide"),
     (PHASE_5, shard("distil", label=labels(16, np.nan)), [], "row 0 has length nan"),
-    (PHASE_5, shard("distil", label=numbers), [], "label is int64; expected fixed-size"),
+    (PHASE_5, shard("distil", label=numbers), [], "label is int64; expected lists of one width"),
 ]
 
 

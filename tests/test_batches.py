@@ -50,15 +50,19 @@ def test_position_in_an_epoch_does_not_depend_on_length() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 4), st.integers(0, 3))
-def test_processes_share_one_epoch(world_size: int, epoch: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
+def test_processes_and_accumulated_batches_share_one_epoch(world_size: int, accumulated: int, epoch: int) -> None:
     lengths = np.random.default_rng(5).integers(1, 40, 800)
-    whole = PackedSampler(lengths, 200 * world_size, seed=9)
+    whole = PackedSampler(lengths, 200 * world_size * accumulated, seed=9)
     whole.set_epoch(epoch)
-    parts = [PackedSampler(lengths, 200, 9, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shared = {"world_size": world_size, "accumulated": accumulated}
+    parts = [PackedSampler(lengths, 200, 9, rank=rank, **shared) for rank in range(world_size)]
     for part in parts:
         part.set_epoch(epoch)
-    for together, *separate in zip(whole, *parts, strict=True):
+    in_turn = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    in_step = world_size * accumulated
+    steps = [in_turn[first : first + in_step] for first in range(0, len(in_turn), in_step)]
+    for together, separate in zip(whole, steps, strict=True):
         assert list(together.rows) == [row for batch in separate for row in batch.rows]
         drawn = 0
         for batch in separate:

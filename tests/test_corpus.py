@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from test_durable import WAYS, contents, spoil
 
 from modernbert_small.corpus import build as corpus
-from modernbert_small.corpus.build import merge, spill_source, write_splits
-from modernbert_small.corpus.sources import Source
+from modernbert_small.corpus import spill
+from modernbert_small.corpus.build import SpilledCorpus
+from modernbert_small.corpus.sources import Part, Source
+from modernbert_small.corpus.spill import spill_sources
 from modernbert_small.corpus.text import Chunker, normalise
 from modernbert_small.run.shards import RowStream
 
@@ -24,27 +26,27 @@ def chunker(tmp_path_factory):
 
 
 def make_source(name, rows):
-    return Source(name, None, [lambda _seed: iter(rows)])
+    return Source(name, None, [Part(lambda _seed: iter(rows))])
 
 
 def build(folder, sources, chunker, validation_rows=2):
     """Both passes; returns the shards' rows in order, file names, counts and duplicates."""
-    counts = {
-        name: spill_source(make_source(name, rows), folder / "spill" / name, chunker, None, SEED)
-        for name, rows in sources.items()
-    }
-    duplicates = Counter()
-    merged = merge({name: folder / "spill" / name for name in sources}, duplicates)
-    files = write_splits(merged, folder, validation_rows)
+    opened = [make_source(name, rows) for name, rows in sources.items()]
+    counts = spill_sources(opened, folder / "spill", chunker, None, SEED)
+    tally = SpilledCorpus(folder / "spill", counts).write(folder, validation_rows)
+    files = {path.name: pq.read_metadata(path).num_rows for path in sorted(folder.glob("*.parquet"), reverse=True)}
+    files = dict(sorted(files.items(), key=lambda item: (item[0].startswith("train"), item[0])))
     rows = [row for name in files for row in pq.read_table(folder / name).to_pylist()]
-    return rows, files, counts, duplicates
+    assert tally.rows.total() == len(rows)
+    return rows, files, counts, tally.duplicates
 
 
 def reference(sources):
-    """The first of equal texts, in the order of the seeded hash, with a dict and sorted()."""
+    """Of equal texts the first source's, a query rather than a document, in the order of the seeded hash."""
     first = {}
     for name, rows in sources.items():
-        for kind, text in (pair for row in rows for pair in row):
+        texts = sorted((pair for row in rows for pair in row), reverse=True)
+        for kind, text in texts:
             first.setdefault(normalise(text), {"text": normalise(text), "source": name, "kind": kind})
     return sorted(first.values(), key=lambda row: xxhash.xxh3_64_intdigest(row["text"].encode(), SEED))
 
@@ -67,10 +69,10 @@ def test_corpus_equals_the_reference(tmp_path_factory, chunker, both):
 def test_size_of_spill_files_and_batches_changes_nothing(tmp_path, chunker, monkeypatch):
     sources = {"a": [[("document", f"text {i % 70}")] for i in range(100)], "b": [[("query", "text 5")]]}
     whole, *_ = build(tmp_path / "whole", sources, chunker)
-    monkeypatch.setattr(corpus, "_SPILL_BYTES", 100)
-    monkeypatch.setattr(corpus, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(spill, "_SPILL_BYTES", 100)
+    monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
     parts, *_ = build(tmp_path / "parts", sources, chunker)
-    assert len(list((tmp_path / "parts/spill/a").glob("*.arrow"))) > 5
+    assert len(list((tmp_path / "parts/spill/a").glob("*/*.arrow"))) > 5
     assert parts == whole == reference(sources)
 
 
@@ -81,12 +83,15 @@ def test_shards_are_bounded_and_named_by_their_number(tmp_path, chunker, monkeyp
     rows = [[("document", f"text {i}")] for i in range(100)]
     written, files, *_ = build(tmp_path, {"a": rows}, chunker, validation_rows=10)
     names = [f"train-0000{i}-of-00003.parquet" for i in range(3)]
-    assert files == {"validation-00000-of-00001.parquet": 10, **dict(zip(names, (40, 40, 10), strict=True))}
+    assert list(files) == ["validation-00000-of-00001.parquet", *names]
+    assert files["validation-00000-of-00001.parquet"] == 10
+    assert max(files.values()) < 60
+    assert sum(files.values()) == 100
     assert sorted(path.name for path in tmp_path.glob("*.parquet")) == sorted(files)
     assert len({row["text"] for row in written}) == 100
     file = pq.ParquetFile(tmp_path / names[0])
     assert file.schema_arrow.equals(corpus.SCHEMA)
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [15, 15, 10]
+    assert file.num_row_groups == -(-files[names[0]] // 15)
 
 
 def test_what_is_dropped_and_split_is_counted(tmp_path, chunker):
@@ -103,34 +108,63 @@ def test_what_is_dropped_and_split_is_counted(tmp_path, chunker):
 def test_different_texts_of_one_hash_are_both_kept():
     columns = {"text": ["b", "a", "b", "a"], "source": ["x", "x", "y", "y"], "kind": ["query"] * 4, "hash": [1] * 4}
     duplicates = Counter()
-    kept = corpus._deduplicated(pa.table(columns), duplicates).to_pylist()
+    kept = corpus._deduplicated(pa.table(columns | {"order": [0, 0, 1, 1]}), duplicates).to_pylist()
     assert [(row["text"], row["source"]) for row in kept] == [("a", "x"), ("b", "x")]
     assert duplicates == {"y": 2}
 
 
 def test_a_source_half_read_is_begun_anew_and_a_whole_one_is_not(tmp_path, chunker):
     rows = [[("document", f"text {i}")] for i in range(10)]
-    folder = tmp_path / "a"
-    folder.mkdir()
-    (folder / "00000.arrow").write_bytes(b"half")
-    counts = spill_source(make_source("a", rows), folder, chunker, None, SEED)
-    assert counts["spilled"] == 10
+    (tmp_path / "a" / "00000").mkdir(parents=True)
+    (tmp_path / "a" / "00000" / "00000.arrow").write_bytes(b"half")
+    counts = spill_sources([make_source("a", rows)], tmp_path, chunker, None, SEED)
+    assert counts["a"]["spilled"] == 10
 
     def unreadable(_seed):
         raise AssertionError("read again")
 
-    assert spill_source(Source("a", None, [unreadable]), folder, chunker, None, SEED) == counts
+    assert spill_sources([Source("a", None, [Part(unreadable)])], tmp_path, chunker, None, SEED) == counts
+
+
+def test_more_buckets_and_smaller_units_change_nothing(tmp_path, chunker, monkeypatch):
+    rows = [[("document", f"text {i % 70}")] for i in range(200)]
+    whole, *_ = build(tmp_path / "whole", {"a": rows}, chunker)
+    monkeypatch.setattr(corpus, "_BUCKET_BYTES", 500)
+    parts = [Part(lambda _seed, first=first: iter(rows[first : first + 20]), 1 << 20) for first in range(0, 200, 20)]
+    counts = spill_sources([Source("a", None, parts)], tmp_path / "spill", chunker, None, SEED)
+    assert len(list((tmp_path / "spill" / "a").iterdir())) == 10
+    SpilledCorpus(tmp_path / "spill", counts).write(tmp_path, 2)
+    names = ("validation-00000-of-00001.parquet", "train-00000-of-00001.parquet")
+    assert [row for name in names for row in pq.read_table(tmp_path / name).to_pylist()] == whole
+
+
+def test_finished_shards_are_not_made_again_and_damaged_ones_are(tmp_path, chunker, monkeypatch):
+    monkeypatch.setattr(corpus, "_ROWS_PER_SHARD", 40)
+    rows = [[("document", f"text {i}")] for i in range(100)]
+    counts = spill_sources([make_source("a", rows)], tmp_path / "spill", chunker, None, SEED)
+    spilled = SpilledCorpus(tmp_path / "spill", counts)
+    tally = spilled.write(tmp_path, 10)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    damaged = tmp_path / "train-00001-of-00003.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    made = []
+    write_shard = corpus._write_shard
+    monkeypatch.setattr(corpus, "_write_shard", lambda *shard: (made.append(shard[1]), write_shard(*shard)))
+    again = spilled.write(tmp_path, 10)
+    assert {path.name for path in made} == {"validation-00000-of-00001.parquet", damaged.name}
+    assert {path: path.read_bytes() for path in before} == before
+    assert again.as_json() == tally.as_json()
 
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("name", ["00000.arrow", "00001.arrow", "counts.json", "manifest.json"])
 def test_a_damaged_spill_is_named_and_its_source_is_read_again(tmp_path, chunker, monkeypatch, caplog, name, how):
-    monkeypatch.setattr(corpus, "_SPILL_BYTES", 100)
-    monkeypatch.setattr(corpus, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(spill, "_SPILL_BYTES", 100)
+    monkeypatch.setattr(spill, "_BATCH_ROWS", 7)
     sources = {name: [[("document", f"text {i} of {name}")] for i in range(14)] for name in ("a", "b")}
     rows, *_ = build(tmp_path, sources, chunker)
     before = contents(tmp_path / "spill")
-    spoil(tmp_path / "spill" / "b" / name, how)
+    spoil(tmp_path / "spill" / "b" / "00000" / name, how)
     read = []
 
     def watched(source):
@@ -147,8 +181,8 @@ def test_a_damaged_spill_is_named_and_its_source_is_read_again(tmp_path, chunker
 
 def test_copies_in_masses_are_never_held_together(tmp_path, chunker, monkeypatch):
     """All of them are in one bucket; the second pass holds one of them a file."""
-    monkeypatch.setattr(corpus, "_BATCH_ROWS", 100)
-    monkeypatch.setattr(corpus, "_SPILL_BYTES", 1000)
+    monkeypatch.setattr(spill, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(spill, "_SPILL_BYTES", 1000)
     held, first_of_equals = [], corpus._first_of_equals
 
     def counted(table, duplicates):

@@ -8,6 +8,7 @@ from datasets import load_dataset
 from helpers import load_script, run_in_process, tiny_tokenizer
 
 from modernbert_small.corpus import build as corpus
+from modernbert_small.corpus import spill
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.run.errors import UserError
 
@@ -153,7 +154,7 @@ def test_default_evaluation_sets_that_cannot_be_had_are_said(run, caplog):
 
 def test_a_finished_corpus_is_left_alone(run, monkeypatch):
     before = parquet_bytes(run())
-    monkeypatch.setattr(corpus, "_chunked", None)
+    monkeypatch.setattr(spill, "_chunked", None)
     assert parquet_bytes(run()) == before
     with pytest.raises(UserError, match=r"seed: 42 -> 43"):
         run("out", "--seed", "43")
@@ -163,7 +164,7 @@ def stop(*_arguments, **_flags):
     raise KeyboardInterrupt
 
 
-def stop_at_articles(rows, counts, name, original=corpus._batches):
+def stop_at_articles(rows, counts, name, original=spill._batches):
     return stop() if name == "articles" else original(rows, counts, name)
 
 
@@ -176,7 +177,7 @@ def stop_half_discarded(folder):
 @pytest.mark.parametrize(
     ("where", "name", "interrupt"),
     [
-        (corpus, "_batches", stop_at_articles),
+        (spill, "_batches", stop_at_articles),
         (corpus, "_deduplicated", stop),
         (load_script(SCRIPT), "discard_spill", stop),
         (load_script(SCRIPT), "discard_spill", stop_half_discarded),

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SENTENCES, load_script, tiny_sentence_transformer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from test_durable import WAYS, contents, spoil
@@ -19,6 +21,7 @@ from modernbert_small.label.sample import Sample
 from modernbert_small.label.shards import label_split
 from modernbert_small.run import devices
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.shards import read_table
 
 CPU = torch.device("cpu")
 TEXTS = [*SENTENCES, "", "a", " ".join(SENTENCES * 3), "[MASK] stays text"]
@@ -110,6 +113,25 @@ def label(tmp_path, monkeypatch):
         return labeller.tokens
 
     return call
+
+
+@pytest.mark.parametrize(("rows", "size"), [(100, 1024), (65_000, 1024), (100_000, 1563), (10_000_000, 32_768)])
+def test_a_small_split_has_small_shards_that_processes_can_share(rows, size):
+    assert shards.rows_per_shard(rows) == size
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=3), st.integers(1, 7), st.integers(1, 9), st.data())
+def test_a_split_is_read_from_any_row_on(tmp_path_factory, sizes, group, step, data):
+    folder, total = tmp_path_factory.mktemp("split"), sum(sizes)
+    files = [folder / f"{index}.parquet" for index in range(len(sizes))]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    for file, start, size in zip(files, starts, sizes, strict=True):
+        texts = pa.array(map(str, range(start, start + size)), pa.string())
+        pq.write_table(pa.table({"text": texts}), file, row_group_size=group)
+    first = data.draw(st.integers(0, total))
+    found = [text for table in read_table(files, ["text"], step, first) for text in table["text"].to_pylist()]
+    assert found == [str(row) for row in range(first, total)]
 
 
 @pytest.mark.parametrize("how", WAYS)

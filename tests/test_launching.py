@@ -38,9 +38,9 @@ def commands(document):
 def test_commands_of_the_page():
     for words in commands("scaling.md"):
         section, options, settings = check(words)
-        processes = int(options.nproc_per_node) * int(options.nnodes.split(":")[0])
-        if section in ("pre_train", "distil_train"):
-            assert settings.tokens_per_batch * processes == SECTIONS[section].settings.tokens_per_batch
+        assert section != "init_model_mlm"
+        assert int(options.nproc_per_node) * int(options.nnodes.split(":")[0]) in (4, 16)
+        assert settings == SECTIONS[section].settings()
 
 
 @pytest.fixture
@@ -65,7 +65,6 @@ def test_the_slurm_script(stand_ins):
         assert (options.nnodes, options.nproc_per_node, options.rdzv_endpoint) == ("2", "8", "node1:29500")
         found[section] = settings
     assert list(found) == [section for section in SECTIONS if section != "init_model_mlm"]
-    assert (found["pre_train"].tokens_per_batch, found["distil_train"].tokens_per_batch) == (4096, 1024)
 
 
 def test_the_manifest():
@@ -73,7 +72,6 @@ def test_the_manifest():
     worker = spec["pytorchReplicaSpecs"]["Worker"]
     (container,) = worker["template"]["spec"]["containers"]
     section, _, settings = check([*container["command"], *container["args"]])
-    processes = worker["replicas"] * int(spec["nprocPerNode"])
-    assert settings.tokens_per_batch * processes == SECTIONS[section].settings.tokens_per_batch
+    assert settings == SECTIONS[section].settings()
     assert spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"] == worker["replicas"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == spec["nprocPerNode"]

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forked import run_forked
-from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer
+from forked import free_port, run_forked
+from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer, tiny_tokenizer
 from safetensors.torch import load_file
 from test_retrieval import write_set
 
@@ -22,7 +22,12 @@ from modernbert_small.packed.checkpoints import last_whole_checkpoint
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 CPU = {**os.environ, **NO_GPU}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-PHASE_3, PHASE_4, PHASE_5 = "mlm/pre_train.py", "create_distil_dataset.py", "distil_train.py"
+PHASE_1, PHASE_3, PHASE_4, PHASE_5 = (
+    "mlm/create_dataset.py",
+    "mlm/pre_train.py",
+    "create_distil_dataset.py",
+    "distil_train.py",
+)
 
 
 def write_corpus(folder):
@@ -60,7 +65,11 @@ def jobs(out, tokens_per_batch, labels=None):
     phase_5 = [*data, "--model_name_or_path", "init", "--eval_datasets", "evaluation", "--output_dir", f"{out}/model"]
     phase_3 = ["--train_file", "corpus", "--model_name_or_path", "init", "--output_dir", f"{out}/mlm"]
     return [
-        [PHASE_4, {"modernbert_small.label.shards.ROWS_PER_SHARD": 16}, phase_4],
+        [
+            PHASE_4,
+            {"modernbert_small.label.shards.ROWS_PER_SHARD": 16, "modernbert_small.label.teacher._TEXTS_PER_BLOCK": 16},
+            phase_4,
+        ],
         [PHASE_3, {}, phase_3 + training],
         [PHASE_5, {}, phase_5 + training],
     ]
@@ -68,8 +77,12 @@ def jobs(out, tokens_per_batch, labels=None):
 
 @pytest.fixture(scope="module")
 def one_and_two(folder):
-    """The phases' output by one process and by two."""
-    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 128, "one"))):
+    """The phases' output by one process and by two, and that of training by one with two batches in a step."""
+    twice = [
+        [script, constants, [*flags, "--gradient_accumulation_steps", "2"]]
+        for script, constants, flags in jobs("twice", 128, "one")[1:]
+    ]
+    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 256, "one")), (1, twice)):
         for script, constants, flags in run:
             changes = {"constants": constants, "environment": NO_GPU, "processes": processes}
             done = run_forked(script, folder, folder, *flags, **changes)
@@ -88,18 +101,76 @@ def test_labels_are_the_same_bytes(one_and_two):
     assert records[0]["counts"] == records[1]["counts"]
 
 
+@pytest.mark.parametrize("other", ["two", "twice"])
 @pytest.mark.parametrize(("phase", "heldout"), [("mlm", "heldout_mlm_loss"), ("model", "heldout_similarity")])
-def test_training_is_the_same_to_rounding(one_and_two, phase, heldout):
-    records = [json.loads((out / phase / "run.json").read_text()) for out in one_and_two]
+def test_training_is_the_same_to_rounding(one_and_two, phase, heldout, other):
+    outs = one_and_two[0], one_and_two[0].with_name(other)
+    records = [json.loads((out / phase / "run.json").read_text()) for out in outs]
     curves = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in records]
     assert len(curves[0]) > 10
     assert len(set(curves[0])) > 10
     np.testing.assert_allclose(*curves, rtol=1e-5)
     assert records[0]["rows"] == records[1]["rows"]
     assert records[0][heldout] == pytest.approx(records[1][heldout], rel=1e-2)  # means over other batches
-    one, two = (load_file(out / phase / "model.safetensors") for out in one_and_two)
+    one, two = (load_file(out / phase / "model.safetensors") for out in outs)
     for name, weight in one.items():
         np.testing.assert_allclose(two[name], weight, atol=1e-5, err_msg=name)
+
+
+def write_sources(folder):
+    """Queries and documents in files of several forms, with texts that occur in several of them, and a bad row."""
+    (folder / "own").mkdir()
+    texts = [f"what is number {i % 90}" for i in range(200)]
+    triplets = {"query": texts, "positive": [f"number {i} is the one after {i - 1}" for i in range(200)]}
+    pq.write_table(pa.table(triplets), folder / "own" / "a.parquet", row_group_size=30)
+    articles = [f"what is number {i}" if i % 3 else "The cat sat on the mat. " * i for i in range(120)]
+    (folder / "own" / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*articles, None]))
+    pq.write_table(pa.table({"text": articles + texts}), folder / "again.parquet", row_group_size=50)
+    queries = {"_id": ["q1", "q2"], "text": ["What is number 3?", "unheard of"]}
+    write_set(folder / "evaluation")
+    pq.write_table(pa.table(queries), folder / "evaluation" / "queries" / "Toy-00000-of-00001.parquet")
+    tiny_tokenizer(folder / "tokenizer")
+
+
+def test_the_corpus_is_the_same_bytes(tmp_path):
+    write_sources(tmp_path)
+    constants = {"sources._UNIT_BYTES": (2000, 2000), "build._ROWS_PER_SHARD": 60, "spill.BUCKET_BITS": 3}
+    constants = {f"modernbert_small.corpus.{name}": value for name, value in constants.items()}
+    constants["os.fsync"] = id  # syncs take milliseconds, as in conftest.py
+    flags = ["--sources", "own=own", "again=again.parquet", "--tokenizer_name_or_path", "tokenizer"]
+    flags += ["--max_seq_length", "64", "--validation_rows", "20", "--eval_datasets", "evaluation", "heldout"]
+    corpora = [tmp_path / f"corpus-{processes}" for processes in (1, 2, 3)]
+    # Two processes that break off after the first pass; three go on.
+    broken = constants | {"modernbert_small.corpus.build._deduplicated": id}
+    done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", "corpus-3", constants=broken, processes=2)
+    assert done.returncode == 1
+    for processes, out in enumerate(corpora, 1):
+        changes = {"constants": constants, "processes": processes}
+        done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", out.name, **changes)
+        assert ("read by the interrupted run" in done.stderr) == (processes == 3)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "rows skipped: 1; the first: own/b.jsonl: row 121" in done.stdout
+    files = sorted(path.relative_to(corpora[0]) for path in corpora[0].rglob("*.parquet"))
+    assert len(files) > 10
+    records = [json.loads((out / "run.json").read_text()) for out in corpora]
+    assert records[0]["dropped"]["own"]["duplicate"] > 100
+    assert records[0]["dropped"]["own"]["contaminated"] > 2
+    for out, record in zip(corpora[1:], records[1:], strict=True):
+        assert sorted(path.relative_to(out) for path in out.rglob("*.parquet")) == files
+        for file in files:
+            assert (out / file).read_bytes() == (corpora[0] / file).read_bytes(), file
+        for what in ("rows", "tokens", "files", "by_source", "read", "dropped", "split", "skipped"):
+            assert record[what] == records[0][what], what
+        assert sorted(path.name for path in out.iterdir()) == sorted([*record["files"], "heldout", "run.json"])
+
+
+def test_what_one_process_finds_wrong_ends_all_in_its_words(tmp_path):
+    write_sources(tmp_path)
+    flags = ["--sources", "own=own", "--tokenizer_name_or_path", "nowhere/tokenizer", "--output_dir", "corpus"]
+    done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, processes=2)
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+    assert not list(tmp_path.glob("corpus*"))
 
 
 WAITS_IN_C = """
@@ -131,6 +202,55 @@ def test_a_process_that_waits_in_c_for_a_dead_one_ends_soon_after_sigterm():
     assert run.returncode == 1
     (line,) = said.splitlines()
     assert line.startswith("error: another process of this run has ended; what was saved is kept; go on with: torchrun")
+
+
+WAITS_FOR_NOBODY = """
+import time
+from modernbert_small.run import peers
+from modernbert_small.run.processes import rank, wait_for_all
+from modernbert_small.run.script import run_script
+
+def main():
+    wait_for_all()
+    print("together", flush=True)
+    time.sleep(600 if rank() == 0 else {seconds})
+
+peers.seconds_to_end = 0.1
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_lost"), [(600, True), (0, False)])
+def test_a_lost_process_is_noticed_by_one_that_does_not_wait_for_it(seconds, is_lost):
+    """As one does that computes; a process that has ended well is not lost."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WAITS_FOR_NOBODY.format(seconds=seconds)]
+    first, second = (
+        subprocess.Popen(command, cwd=ROOT, env=CPU | together | {"RANK": str(rank)}, **output) for rank in range(2)
+    )
+    assert [run.stdout.readline() for run in (first, second)] == ["together\n"] * 2
+    if not is_lost:
+        assert second.wait(timeout=60) == 0
+        time.sleep(2)
+        assert first.poll() is None
+    second.kill()
+    if is_lost:
+        _, said = first.communicate(timeout=60)
+        assert first.returncode == 1
+        assert said.startswith(
+            "error: another process of this run has ended; what was saved is kept; go on with: torch"
+        )
+    first.kill()
+
+
+def test_processes_without_a_common_folder_are_refused(tmp_path):
+    write_sources(tmp_path)
+    flags = ["--sources", "own=own", "--tokenizer_name_or_path", "tokenizer", "--output_dir", "corpus"]
+    constants = {"modernbert_small.run.artefacts._SECONDS_TO_SEE": 0}
+    done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, constants=constants, processes=2)
+    assert done.returncode == 2
+    assert "error: --output_dir corpus: not all 2 processes see what the first one writes there; name a" in done.stderr
 
 
 def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):

@@ -105,8 +105,8 @@ def test_bad_data_is_refused_with_its_place(tokenizer, tmp_path):
     data = write(tmp_path / "null", ["a", None, "b"])
     with pytest.raises(UserError, match="column 'text' is null in row 1"):
         tokenize_split(data, "train", "text", tokenizer, 64)
-    with pytest.raises(UserError, match="no column 'sentence'; found text"):
-        tokenize_split(data, "train", "sentence", tokenizer, 64)
+    with pytest.raises(UserError, match="no column 'passage'; found text"):
+        tokenize_split(data, "train", "passage", tokenizer, 64)
     file = data / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match="not a whole Parquet file"):

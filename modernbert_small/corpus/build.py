@@ -1,244 +1,161 @@
-"""A corpus without duplicates in an order fixed by a seed, in bounded memory.
+"""Second pass over a corpus: without duplicates, in an order fixed by a seed, in bounded memory.
 
-The corpus is built in two passes. The first pass cleans each source and writes its texts to temporary files, sorted
-by a seeded 64-bit hash of the text. The range of the hash is divided into 256 buckets. The second pass reads one bucket
-at a time from all these files, drops equal texts, which are in the same bucket, and sorts the rest by the hash. It
-drops them first within each file, so that a text that occurs very often does not fill the memory.
+The first pass has written the texts in buckets of a seeded 64-bit hash. This one reads one bucket at a time from all
+files, drops equal texts, which are in the same bucket, and sorts the rest by the hash. It drops them first within each
+file, so that a text that occurs very often does not fill the memory. Of equal texts the one of the first source stays,
+and within a source a query rather than a document.
 
 A seeded hash puts each text at a random place. So the buckets one after another are a uniform shuffle of the whole
 corpus, and its first rows, the validation split, are a uniform sample. The order depends only on seed and texts.
 
-The first pass holds two batches of texts and a buffer of 64 MB in memory, the second a 256th of the corpus and one row
-group. With the libraries the peak was 0.85 GiB, for half a million rows and for five million. On disk the temporary
-files take as much as the texts, compressed, until the second pass is done.
+A shard is a group of buckets. Whichever process is free writes the next one, so the bytes are the same for any number
+of processes. A large corpus has more buckets than the 256 in which its texts were spilled. Then a bucket is a part of
+one of those, which is read as often as it has parts.
+
+A process holds one bucket, at most 128 MB of texts or 250,000 of them, and one row group. On disk the temporary files
+take as much as the texts, compressed, until the second pass is done.
 """
 
-import itertools
 import json
-import logging
-import shutil
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
-from modernbert_small.corpus.sources import Row, Source
-from modernbert_small.corpus.text import Chunker, is_trivial, normalise
-from modernbert_small.run.durable import sync_tree
-from modernbert_small.run.manifest import damage, write_manifest
-from modernbert_small.run.prefetch import ahead
+from modernbert_small.corpus import spill
+from modernbert_small.corpus.decontaminate import Contamination
+from modernbert_small.corpus.tally import Tally
+from modernbert_small.run.content import content_hash
+from modernbert_small.run.durable import publish
+from modernbert_small.run.processes import dealt, from_first, gathered
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import RowStream
 
-logger = logging.getLogger(__name__)
-
 SCHEMA = pa.schema({"text": pa.string(), "source": pa.string(), "kind": pa.string()})
-# large_string: a text file read whole can pass the 2 GiB that the offsets of `string` reach.
-_SPILL_SCHEMA = pa.schema({"text": pa.large_string(), "kind": pa.string(), "hash": pa.uint64()})
-_BUCKET_BITS = 8
-_BUCKETS = 1 << _BUCKET_BITS
-_SPILL_BYTES = 64 << 20
-_BATCH_ROWS = 20_000
-_BATCH_CHARACTERS = 4_000_000
+_BUCKET_BYTES = 128 << 20
 _ROWS_PER_GROUP = 10_000
 _ROWS_PER_SHARD = 250_000
-_ROWS_PER_MESSAGE = 100_000
-_COUNTS = "counts.json"
-_COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled")
+_SHARDS_TO_SHARE, _LEAST_ROWS_PER_SHARD = 8, 10_000  # a smaller corpus has shards too, for processes to share
+_NOTES = ".shards"  # in the folder of spilled texts; no source has this name
 
 
-def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int | None, seed: int) -> dict[str, Any]:
-    """First pass over one source: clean, chunk, hash, write to `folder`.
+class _Range(NamedTuple):
+    """Buckets from `first` up to `end`, without the first `skip` rows. Whole rows of the corpus, in its order."""
 
-    A folder that agrees with its manifest is complete and not made again; another one is begun anew.
-
-    Returns:
-        Counts: rows, texts, empty, too_short, split_texts, chunks (that split texts became) and spilled; skipped, rows
-        that cannot be used; and first_skipped, what is wrong with the first of them.
-
-    Raises:
-        UserError: what `Source.rows` raises.
-    """
-    if folder.exists():
-        if not (found := damage(folder)):
-            logger.info("%s: read completely by the interrupted run", source.name)
-            return json.loads((folder / _COUNTS).read_text(encoding="utf-8"))
-        logger.warning(
-            "%s: its texts in %s are not whole, so it is read again: %s", source.name, folder, "; ".join(found)
-        )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    counts = Counter(dict.fromkeys(_COUNTED, 0))
-    pending: list[pa.Table] = []
-    files = 0
-    # Read and cleaned by Python in one thread, chunked by Rust in this one.
-    for batch in ahead(_normalised(_batches(source.rows(max_rows, seed), counts, source.name), counts)):
-        pending.append(_hashed(_chunked(batch, chunker, counts), seed))
-        if sum(table.nbytes for table in pending) >= _SPILL_BYTES:
-            _write_sorted(folder / f"{files:05d}.arrow", pending)
-            pending, files = [], files + 1
-    if pending:
-        _write_sorted(folder / f"{files:05d}.arrow", pending)
-    logger.info("%s: %s texts of %s rows", source.name, f"{counts['spilled']:,}", f"{counts['rows']:,}")
-    skipped = source.skipped
-    if skipped.count:
-        logger.warning("%s: rows skipped: %s; the first: %s", source.name, f"{skipped.count:,}", skipped.first)
-    described = {**counts, "skipped": skipped.count, "first_skipped": skipped.first}
-    write_json(folder / _COUNTS, described)
-    sync_tree(folder)
-    write_manifest(folder)
-    return described
+    first: int
+    end: int
+    skip: int = 0
 
 
-def discard_spill(folder: Path) -> None:
-    """Remove spilled texts. Renamed first: a kill meanwhile must not leave half of them looking whole."""
-    discarded = folder.with_name(folder.name + ".discarded")
-    shutil.rmtree(discarded, ignore_errors=True)
-    if folder.exists():
-        folder.rename(discarded)
-        shutil.rmtree(discarded)
-
-
-def merge(folders: Mapping[str, Path], duplicates: Counter[str]) -> Iterator[pa.Table]:
-    """Second pass: the corpus in its final order, a bucket at a time.
+class SpilledCorpus:
+    """The corpus that spilled texts make, ready to be written.
 
     Args:
-        folders: source -> its spilled texts. Of equal texts the one of the first source stays.
-        duplicates: source -> texts dropped, counted here.
-
-    Yields:
-        Tables of `SCHEMA`.
+        folder: of `spill.spill_sources`.
+        counts: what it returned, by source. Of equal texts the one of the first source stays.
+        contamination: what must not be in the corpus, None for nothing.
     """
-    for bucket in range(_BUCKETS):
-        tables = [
-            _without_repeats(_read_bucket(path, bucket, source), duplicates)
-            for source, folder in folders.items()
-            for path in sorted(folder.glob("*.arrow"))
+
+    def __init__(
+        self, folder: Path, counts: Mapping[str, Mapping[str, Any]], contamination: Contamination | None = None
+    ) -> None:
+        self._contamination, self._notes = contamination, folder / _NOTES
+        self._files = [
+            (path, order, source)
+            for order, source in enumerate(counts)
+            for path in sorted((folder / source).glob("*/*.arrow"))
         ]
-        if tables:
-            yield _deduplicated(pa.concat_tables(tables), duplicates)
+        rows, size = (sum(count[what] for count in counts.values()) for what in ("spilled", "bytes"))
+        self._buckets = 1 << spill.BUCKET_BITS
+        while size > self._buckets * _BUCKET_BYTES or rows > self._buckets * _ROWS_PER_SHARD:
+            self._buckets *= 2
+        shared = min(_SHARDS_TO_SHARE, rows // _LEAST_ROWS_PER_SHARD)
+        self._shards = max(1, shared, math.ceil(rows / _ROWS_PER_SHARD))
 
+    def write(self, folder: Path, validation_rows: int) -> Tally:
+        """Write the first rows as validation split and the rest as train; every process must call this.
 
-def write_splits(tables: Iterable[pa.Table], folder: Path, validation_rows: int) -> dict[str, int]:
-    """Write the first rows as validation split and the rest as train, in shards of bounded size.
+        Shards that an interrupted run has finished are not made again.
 
-    Shards are named when their number is known; files that an interrupted run left are removed first.
+        Returns:
+            What the corpus holds, and what was dropped.
+        """
+        names = [f"train-{index:05d}-of-{self._shards:05d}.parquet" for index in range(self._shards)]
+        first, skip, tally = from_first(lambda: self._write_validation(folder, validation_rows, names))
+        edges = [first + (self._buckets - first) * index // self._shards for index in range(self._shards + 1)]
+        made: dict[int, Tally] = {}
+        for index in dealt(self._shards):
+            part = _Range(edges[index], edges[index + 1], 0 if index else skip)
+            made[index] = self._write_train(folder / names[index], part)
+        for others in gathered(made):
+            made |= others
+        return sum((made[index] for index in range(self._shards)), start=tally)
 
-    Returns:
-        Rows by file name.
-    """
-    for stale in folder.glob("*.parquet"):
-        stale.unlink()
-    stream = RowStream(tables)
-    validation = folder / "validation-00000-of-00001.parquet"
-    rows = {validation.name: _write_shard(stream, validation, validation_rows)}
-    shards: list[int] = []
-    while count := _write_shard(stream, folder / f"train-{len(shards):05d}.parquet", _ROWS_PER_SHARD):
-        shards.append(count)
-    (folder / f"train-{len(shards):05d}.parquet").unlink()
-    for index, count in enumerate(shards):
-        name = f"train-{index:05d}-of-{len(shards):05d}.parquet"
-        (folder / f"train-{index:05d}.parquet").rename(folder / name)
-        rows[name] = count
-    return rows
+    def _write_validation(self, folder: Path, rows: int, names: list[str]) -> tuple[int, int, Tally]:
+        """Write the validation split; returns the bucket at which train begins, and how many of its rows to skip."""
+        validation = folder / "validation-00000-of-00001.parquet"
+        for path in folder.glob("*.parquet"):
+            if path.name not in names:
+                path.unlink()
+        tally, end = Tally(), _Range(self._buckets, self._buckets)
 
+        def tables() -> Iterator[pa.Table]:
+            nonlocal tally, end
+            missing = rows
+            for bucket in range(self._buckets):
+                of_bucket = Tally()
+                table = self._read(bucket, of_bucket)
+                if table.num_rows > missing:  # what this bucket dropped is counted with its other rows
+                    of_bucket, end = Tally(), _Range(bucket, self._buckets, missing)
+                tally += of_bucket
+                yield tally.count(table.slice(0, missing))
+                missing -= min(missing, table.num_rows)
+                if end.first == bucket:
+                    return
 
-def shrink_validation(folder: Path, files: Mapping[str, int], validation_rows: int) -> dict[str, int]:
-    """Divide a small corpus again, whose validation split takes half of it or more; both are held in memory.
+        _write_shard(RowStream(tables()), validation)
+        return end.first, end.skip, tally
 
-    Args:
-        folder: of the splits that `write_splits` wrote.
-        files: what it returned, the validation split first.
-        validation_rows: fewer than it was given.
+    def _write_train(self, path: Path, part: _Range) -> Tally:
+        """Write a shard of the train split, or find it as an interrupted run has written it."""
+        notes = self._notes / f"{path.name}.json"
+        if notes.exists() and path.exists():
+            known = json.loads(notes.read_text(encoding="utf-8"))
+            if known["part"] == list(part) and known["hash"] == content_hash(path):
+                return Tally.from_json(known["tally"])
+        tally = Tally(self._shards)
 
-    Returns:
-        As `write_splits`.
-    """
-    return write_splits([pq.ParquetFile(folder / name).read() for name in files], folder, validation_rows)
+        def tables() -> Iterator[pa.Table]:
+            for bucket in range(part.first, part.end):
+                table = self._read(bucket, tally)
+                yield tally.count(table.slice(part.skip if bucket == part.first else 0))
 
+        _write_shard(RowStream(tables()), path)
+        notes.parent.mkdir(exist_ok=True)
+        write_json(notes, {"part": list(part), "hash": content_hash(path), "tally": tally.as_json()})
+        return tally
 
-def _batches(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[Row]:
-    """The texts of many rows at a time; counts rows and texts and says how far it is."""
-    batch: Row = []
-    characters = 0
-    for row in rows:
-        counts["rows"] += 1
-        counts["texts"] += len(row)
-        batch += row
-        characters += sum(len(text) for _, text in row)
-        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-        if counts["rows"] % _ROWS_PER_MESSAGE == 0:
-            logger.info("%s: %s rows read", name, f"{counts['rows']:,}")
-    if batch:
-        yield batch
-
-
-def _normalised(batches: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
-    """Normalise texts and drop what says nothing."""
-    for batch in batches:
-        kept: Row = []
-        for kind, text in batch:
-            normal = normalise(text)
-            if not normal:
-                counts["empty"] += 1
-            elif is_trivial(normal):
-                counts["too_short"] += 1
-            else:
-                kept.append((kind, normal))
-        yield kept
-
-
-def _chunked(batch: Row, chunker: Chunker, counts: Counter[str]) -> Row:
-    """Split what is too long."""
-    rows: Row = []
-    for (kind, _), chunks in zip(batch, chunker.split([text for _, text in batch]), strict=True):
-        if len(chunks) > 1:
-            counts["split_texts"] += 1
-            counts["chunks"] += len(chunks)
-        rows += [(kind, chunk) for chunk in chunks]
-    counts["spilled"] += len(rows)
-    return rows
-
-
-def _hashed(texts: Row, seed: int) -> pa.Table:
-    hashes = (xxhash.xxh3_64_intdigest(text.encode(), seed) for _, text in texts)
-    return pa.table(
-        {
-            "text": pa.array([text for _, text in texts], pa.large_string()),
-            "kind": pa.array([kind for kind, _ in texts], pa.string()),
-            "hash": np.fromiter(hashes, np.uint64, len(texts)),
-        },
-        _SPILL_SCHEMA,
-    )
-
-
-def _write_sorted(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write an Arrow file of one record batch per bucket, in the order of reading within each."""
-    table = pa.concat_tables(tables)
-    buckets = table["hash"].to_numpy() >> np.uint64(64 - _BUCKET_BITS)
-    order = np.argsort(buckets, kind="stable")
-    starts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1, dtype=np.uint64))
-    rows = table.take(order).combine_chunks()
-    columns = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in rows.columns]
-    whole = pa.RecordBatch.from_arrays(columns, schema=_SPILL_SCHEMA)
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_file(str(path), _SPILL_SCHEMA, options=options) as writer:
-        for start, end in itertools.pairwise(starts):
-            writer.write_batch(whole.slice(start, end - start))
-
-
-def _read_bucket(path: Path, bucket: int, source: str) -> pa.Table:
-    with pa.OSFile(str(path)) as stream:
-        batch = pa.ipc.open_file(stream).get_batch(bucket)
-    return pa.table(batch).append_column("source", pa.repeat(pa.scalar(source), batch.num_rows))
+    def _read(self, bucket: int, tally: Tally) -> pa.Table:
+        """The rows of one bucket in their final order; what is dropped is counted."""
+        tables = []
+        for path, order, source in self._files:
+            table = spill.read_bucket(path, bucket, self._buckets)
+            columns = {"source": pa.repeat(pa.scalar(source), len(table)), "order": np.full(len(table), order)}
+            for name, values in columns.items():
+                table = table.append_column(name, pa.array(values))
+            tables.append(_without_repeats(table, tally.duplicates))
+        if not tables:
+            return SCHEMA.empty_table()
+        table = _deduplicated(pa.concat_tables(tables), tally.duplicates)
+        if self._contamination is not None:
+            (table,) = self._contamination.drop([table], tally.contaminated)
+        return table
 
 
 def _without_repeats(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
@@ -259,10 +176,11 @@ def _deduplicated(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
 
 
 def _first_of_equals(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
-    """Sort by hash and keep the first of equal texts, which are neighbours then."""
-    positions = table.append_column("position", pa.array(np.arange(table.num_rows)))
-    positions = positions.sort_by([("hash", "ascending"), ("text", "ascending"), ("position", "ascending")])
-    rows = positions.drop_columns("position")
+    """Sort by hash and keep the first of equal texts, which are neighbours then.
+
+    Which one is first depends on source and kind, and not on the order of reading: processes share that.
+    """
+    rows = table.sort_by([("hash", "ascending"), ("text", "ascending"), ("order", "ascending"), ("kind", "descending")])
     # Texts are compared, not hashes alone.
     repeats = pc.equal(rows["text"][1:], rows["text"][:-1])
     first = pa.chunked_array([[True], *pc.invert(repeats).chunks]) if rows.num_rows else pa.array([], pa.bool_())
@@ -271,11 +189,10 @@ def _first_of_equals(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
     return rows.filter(first)
 
 
-def _write_shard(stream: RowStream, path: Path, max_rows: int) -> int:
-    """Write the next rows of the stream to a Parquet file, a row group at a time; returns how many."""
-    written = 0
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["source", "kind"]) as writer:
-        while (group := stream.take(min(_ROWS_PER_GROUP, max_rows - written))) is not None:
+def _write_shard(stream: RowStream, path: Path) -> None:
+    """Write all rows of a stream to a Parquet file, a row group at a time, under a temporary name first."""
+    temporary = path.with_suffix(".tmp")
+    with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=["source", "kind"]) as writer:
+        while (group := stream.take(_ROWS_PER_GROUP)) is not None:
             writer.write_table(group)
-            written += group.num_rows
-    return written
+    publish(temporary, path)

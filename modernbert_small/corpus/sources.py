@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from huggingface_hub import constants, snapshot_download
@@ -27,7 +27,11 @@ from modernbert_small.corpus.files import find_files, require_inside
 from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, listed, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
-from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Table, Values, ending, open_file
+from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Piece, Table, Values, ending, open_file
+from modernbert_small.run.shards import count_rows
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +49,29 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _SHUFFLE_BUFFER = 10_000
 
+_UNITS = 64  # of work in a source, at least, unless they were too small
+_UNIT_BYTES = (1 << 20, 64 << 20)  # of a unit of work, which several small files or pieces make
+
 Row = list[tuple[str, str]]  # (kind, text) of each text of a row
-Part = Callable[[int | None], Iterator[Row]]
+
+
+class Part(NamedTuple):
+    """A file or hub dataset.
+
+    rows: from a seed (None: keep the order) to its rows. size: bytes, roughly. pieces: parts that hold the same rows
+    together; none if it can only be read from its beginning.
+    """
+
+    rows: Callable[[int | None], Iterator[Row]]
+    size: int = 0
+    pieces: "Sequence[Part]" = ()
+
+
+class Unit(NamedTuple):
+    """Rows of a source that one process reads. size: bytes, roughly."""
+
+    rows: Callable[[], Iterator[Row]]
+    size: int
 
 
 class Field(NamedTuple):
@@ -89,7 +114,7 @@ class Source:
     Attributes:
         name: what the corpus calls it.
         location: local path or hub id; None for docstrings.
-        parts: one function a file or hub dataset, from a seed (None: keep the order) to its rows.
+        parts: its files, or its hub dataset.
         skipped: rows, documents and files with docstrings that cannot be used, as they are met.
         has_pairs: some rows begin with a query and a document that answers it.
     """
@@ -106,13 +131,42 @@ class Source:
         Raises:
             UserError: a file that breaks off, a hub that goes away, a row that cannot be used if such are refused.
         """
-        self.skipped.count = 0
+        self.skipped.count, self.skipped.first = 0, ""
         if max_rows is None:
-            return chain.from_iterable(part(None) for part in self.parts)
+            return chain.from_iterable(part.rows(None) for part in self.parts)
         order = random.Random(seed)
         shuffled_parts = order.sample(self.parts, len(self.parts))
-        rows = chain.from_iterable(part(seed) for part in shuffled_parts)
+        rows = chain.from_iterable(part.rows(seed) for part in shuffled_parts)
         return islice(_shuffled(rows, order), max_rows)
+
+    def units(self, max_rows: int | None, seed: int) -> list[Unit]:
+        """The rows in units of work, which are the same for any number of processes.
+
+        A unit holds some megabytes: files, row groups of a Parquet file, or shards of a hub dataset. `max_rows` of all
+        rows are one unit, since which rows they are depends on the order of reading. `skipped` counts for the unit
+        that is read.
+
+        Args:
+            max_rows: as in `rows`.
+            seed: as in `rows`.
+        """
+        size = sum(part.size for part in self.parts)
+        if max_rows is not None:
+            return [Unit(partial(self.rows, max_rows, seed), size)]
+        least = max(_UNIT_BYTES[0], min(_UNIT_BYTES[1], size // _UNITS))
+        units, held = [], []
+        for piece in chain.from_iterable(part.pieces or [part] for part in self.parts):
+            held.append(piece)
+            if sum(one.size for one in held) >= least:
+                units.append(held)
+                held = []
+        return [
+            Unit(partial(self._rows_of, unit), sum(piece.size for piece in unit)) for unit in [*units, held] if unit
+        ]
+
+    def _rows_of(self, pieces: Sequence[Part]) -> Iterator[Row]:
+        self.skipped.count, self.skipped.first = 0, ""
+        return chain.from_iterable(piece.rows(None) for piece in pieces)
 
 
 def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
@@ -182,7 +236,9 @@ def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = M
 def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
     source = Source(name, location, skipped=Skipped(is_strict))
     if location is None:
-        source.parts = [partial(_docstring_rows, path, source.skipped) for path in python_files(PACKAGES)]
+        source.parts = [
+            Part(partial(_docstring_rows, path, source.skipped), path.stat().st_size) for path in python_files(PACKAGES)
+        ]
         source.has_pairs = True
         return source
     place = split_mapping("--sources", location)
@@ -227,13 +283,26 @@ def _open_parts(source: Source, openers: Mapping[str, Callable[[], Table]], mapp
                 raise
             logger.warning("%s: not read: %s", source.name, error)
             continue
-        source.parts.append(partial(_rows, table, fields, where, source.skipped))
+        source.parts.append(_part(table, fields, where, source.skipped))
         source.has_pairs |= len(fields) > 1
         layouts["each file as document" if table.is_document else _layout(table.columns, fields)] += 1
     if not source.parts:
         raise UserError(f"--sources {source.name}={source.location}: no file in it holds texts; expected {LAYOUTS}")
     for layout, count in layouts.items():
         logger.info("%s: read: %s%s", source.name, layout, f" ({count} files)" if count > 1 else "")
+
+
+def _part(table: Table, fields: list[Field], where: str, skipped: Skipped) -> Part:
+    """A table's rows as texts, whole and in pieces. Of a file that has no pieces the size on disk counts."""
+    pieces = [
+        Part(
+            partial(_rows, table._replace(values=piece.values), fields, where, skipped, first=piece.first_row + 1),
+            piece.size,
+        )
+        for piece in table.pieces
+    ]
+    size = sum(piece.size for piece in pieces) or (Path(where).stat().st_size if Path(where).is_file() else 0)
+    return Part(partial(_rows, table, fields, where, skipped), size, pieces)
 
 
 def _require_a_row(table: Table, fields: list[Field], where: str, is_strict: bool) -> None:
@@ -250,11 +319,13 @@ def _layout(columns: Sequence[str], fields: list[Field]) -> str:
     return used + (f"; not used: {', '.join(unused)}" if unused else "")
 
 
-def _rows(table: Table, fields: list[Field], where: str, skipped: Skipped, seed: int | None) -> Iterator[Row]:
-    """The rows of a table as texts."""
+def _rows(
+    table: Table, fields: list[Field], where: str, skipped: Skipped, seed: int | None, first: int = 1
+) -> Iterator[Row]:
+    """The rows of a table as texts, numbered from `first` on in messages."""
     wanted = list(dict.fromkeys(column for one in fields for column in one.columns))
     with _explained(where):
-        for number, values in enumerate(table.values(wanted, seed), 1):
+        for number, values in enumerate(table.values(wanted, seed), first):
             if isinstance(values, BadRow):
                 skipped.note(f"{where}: {'' if table.is_document else f'row {number}: '}{values.why}")
                 continue
@@ -360,8 +431,7 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
     Raises:
         UserError: it cannot be reached, has no such config or no split `train`, or has files outside its folder.
     """
-    from datasets import load_dataset, load_dataset_builder  # local files do without datasets
-    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+    from datasets import load_dataset_builder  # local files do without datasets
 
     try:
         folder = _local_folder(location) or location
@@ -377,21 +447,52 @@ def _open_dataset(name: str, location: str, config: str | None) -> Table:
         logger.debug("--sources %s", name, exc_info=True)
         raise UserError(f"--sources {name}: {location}: {_why_not(name, location, config, error)}") from error
 
-    def values(wanted: Sequence[str], seed: int | None) -> Values:
-        if isinstance(builder.config, ParquetConfig):
+    return Table(columns, **_rows_and_pieces(dataset, builder, folder, config))
+
+
+def _rows_and_pieces(
+    dataset: "IterableDataset", builder: "DatasetBuilder", folder: str, config: str | None
+) -> dict[str, Any]:
+    """What a Table of a streamed dataset has beside its columns."""
+    from datasets import load_dataset
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    is_parquet = isinstance(builder.config, ParquetConfig)
+
+    @cache
+    def chosen(wanted: tuple[str, ...]) -> "IterableDataset":
+        if is_parquet:
             # Fetches these columns alone, unlike select_columns: finewiki's `wikitext` outweighs its `text`.
-            chosen = load_dataset(folder, config, split="train", streaming=True, columns=list(wanted))
-        else:
-            chosen = dataset
+            return load_dataset(folder, config, split="train", streaming=True, columns=list(wanted))
+        return dataset
+
+    def values(wanted: Sequence[str], seed: int | None, shard: int | None = None) -> Values:
+        rows = chosen(tuple(wanted))
+        if shard is not None:
+            rows = rows.shard(dataset.num_shards, shard)
         if seed is not None:
             # The order of the shards; `_shuffled` does the rows.
-            for row in chosen.shuffle(seed=seed, buffer_size=1):
+            for row in rows.shuffle(seed=seed, buffer_size=1):
                 yield tuple(row[column] for column in wanted)
             return
-        for table in chosen.with_format("arrow").iter(batch_size=ROWS_PER_READ):
+        for table in rows.with_format("arrow").iter(batch_size=ROWS_PER_READ):
             yield from zip(*(table[column].to_pylist() for column in wanted), strict=True)
 
-    return Table(columns, values)
+    if is_parquet and Path(folder).exists():
+        pieces = _row_groups(builder.config.data_files["train"])
+    else:  # the size of a hub's files is not known here: each is a unit of work
+        pieces = [Piece(partial(values, shard=index), _UNIT_BYTES[1]) for index in range(dataset.num_shards)]
+    return {"values": values, "pieces": pieces}
+
+
+def _row_groups(files: Iterable[str]) -> list[Piece]:
+    """The pieces of several Parquet files that are one table."""
+    pieces: list[Piece] = []
+    first = 0
+    for file in map(Path, files):
+        pieces += [piece._replace(first_row=first + piece.first_row) for piece in open_file(file).pieces]
+        first += count_rows([file])
+    return pieces
 
 
 def _local_folder(location: str) -> str | None:

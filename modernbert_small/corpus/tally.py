@@ -1,7 +1,8 @@
 """What a corpus holds and what was left out of it, counted for run.json and printed as two tables."""
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,66 @@ from modernbert_small.corpus.text import Chunker
 from modernbert_small.run.content import describe_shards
 from modernbert_small.run.tables import aligned
 
-_SAMPLED_TEXTS = 500
+_SAMPLED_TEXTS, _SPARE_TEXTS = 500, 8
 
 
 class Tally:
-    """Counts rows and characters of each (source, kind) in tables that pass by, and keeps a few texts of each."""
+    """What some rows of a corpus hold, and what was dropped among them.
 
-    def __init__(self) -> None:
+    Args:
+        parts: of how many tallies, which are added, this is one; so many texts are sampled in each.
+
+    Attributes:
+        rows, characters, samples: of each (source, kind); samples are a few texts.
+        duplicates, contaminated: texts dropped, by source.
+    """
+
+    def __init__(self, parts: int = 1) -> None:
         self.rows: Counter[tuple[str, str]] = Counter()
         self.characters: Counter[tuple[str, str]] = Counter()
         self.samples: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self.duplicates: Counter[str] = Counter()
+        self.contaminated: Counter[str] = Counter()
+        self._sampled = math.ceil(_SAMPLED_TEXTS / parts) + _SPARE_TEXTS
 
-    def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Pass tables on and count them. Rows come in random order, so the first texts are a sample."""
-        for table in tables:
-            counted = table.append_column("characters", pc.utf8_length(table["text"]))
-            groups = counted.group_by(["source", "kind"]).aggregate([("text", "count"), ("characters", "sum")])
-            for group in groups.to_pylist():
-                key = (group["source"], group["kind"])
-                self.rows[key] += group["text_count"]
-                self.characters[key] += group["characters_sum"]
-                if missing := _SAMPLED_TEXTS - len(self.samples[key]):
-                    same = pc.and_(pc.equal(table["source"], key[0]), pc.equal(table["kind"], key[1]))
-                    self.samples[key] += table["text"].filter(same)[:missing].to_pylist()
-            yield table
+    def count(self, table: pa.Table) -> pa.Table:
+        """Count a table's rows and return it. Rows come in random order, so the first texts are a sample."""
+        counted = table.append_column("characters", pc.utf8_length(table["text"]))
+        groups = counted.group_by(["source", "kind"]).aggregate([("text", "count"), ("characters", "sum")])
+        for group in groups.to_pylist():
+            key = (group["source"], group["kind"])
+            self.rows[key] += group["text_count"]
+            self.characters[key] += group["characters_sum"]
+            if (missing := self._sampled - len(self.samples[key])) > 0:
+                same = pc.and_(pc.equal(table["source"], key[0]), pc.equal(table["kind"], key[1]))
+                self.samples[key] += table["text"].filter(same)[:missing].to_pylist()
+        return table
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Both together, with the texts of the first sample first."""
+        total = Tally()
+        for one in (self, other):
+            for name in ("rows", "characters", "duplicates", "contaminated"):
+                getattr(total, name).update(getattr(one, name))
+            for key, texts in one.samples.items():
+                total.samples[key] = (total.samples[key] + texts)[:_SAMPLED_TEXTS]
+        return total
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON has it, for `from_json`."""
+        keys = [[*key, self.rows[key], self.characters[key], self.samples[key]] for key in self.rows]
+        return {"keys": keys, "duplicates": self.duplicates, "contaminated": self.contaminated}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Tally":
+        """What `as_json` gave."""
+        tally = cls()
+        for source, kind, rows, characters, texts in value["keys"]:
+            tally.rows[source, kind], tally.characters[source, kind] = rows, characters
+            tally.samples[source, kind] = texts
+        tally.duplicates.update(value["duplicates"])
+        tally.contaminated.update(value["contaminated"])
+        return tally
 
     def by_source(self, names: Sequence[str], chunker: Chunker) -> list[dict[str, Any]]:
         """One entry for each source and kind.
@@ -53,16 +90,15 @@ class Tally:
 
 def measure(
     counts: Mapping[str, Mapping[str, Any]],
-    duplicates: Mapping[str, int],
-    contaminated: Mapping[str, int],
+    tally: Tally,
     by_source: list[dict[str, Any]],
     folder: Path,
 ) -> dict[str, Any]:
     """What run.json says about the corpus.
 
     Args:
-        counts: by source, of `build.spill_source`.
-        duplicates, contaminated: texts dropped, by source.
+        counts: by source, of `spill.spill_sources`.
+        tally: of the whole corpus.
         by_source: of `Tally.by_source`.
         folder: with the finished shards.
     """
@@ -81,8 +117,8 @@ def measure(
             name: {
                 "empty": count["empty"],
                 "too_short": count["too_short"],
-                "duplicate": duplicates.get(name, 0),
-                "contaminated": contaminated.get(name, 0),
+                "duplicate": tally.duplicates[name],
+                "contaminated": tally.contaminated[name],
             }
             for name, count in counts.items()
         },

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -66,29 +67,41 @@ def _checked_labels(files: list[Path]) -> Iterator[NDArray[np.floating]]:
     """Blocks of labels, (n, D) each: all of the same width and of unit length."""
     first_row, common_width = 0, None
     for table in read_table(files, ["label"]):
-        column = table["label"].combine_chunks()
-        width = _vector_width(column.type)
-        if common_width is None:
-            common_width = width
-        if width is None or width != common_width:
-            raise UserError(f"{files[0].parent}: label is {column.type}; expected fixed-size lists of one width")
-        labels = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        labels = _as_matrix(table["label"].combine_chunks(), files[0].parent)
+        width = labels.shape[1]
+        if common_width not in (None, width):
+            raise UserError(
+                f"{files[0].parent}: labels of {common_width} and {width} values; expected lists of one width"
+            )
+        common_width = width
         lengths = np.linalg.norm(labels.astype(np.float32), axis=1)
         bad = np.flatnonzero(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))  # a length of NaN is bad too
         if len(bad):
             raise UserError(
                 f"{files[0].parent}: the label of row {first_row + bad[0]} has length {lengths[bad[0]]}, expected 1; "
-                "make the labels again with create_distil_dataset.py"
+                "make the labels again with create_distil_dataset.py, or scale those made elsewhere to length 1"
             )
         first_row += len(labels)
         yield labels
 
 
-def _vector_width(kind: pa.DataType) -> int | None:
-    """The width of a column of fixed-size lists of floating-point numbers; None for a column of another type."""
-    if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
-        return kind.list_size
-    return None
+def _as_matrix(column: pa.Array, folder: Path) -> NDArray[np.floating]:
+    """Labels (n, D) of a column of lists, however its writer stored them.
+
+    Raises:
+        UserError: no lists of numbers, lists of different widths, or nulls in them.
+    """
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not pa.types.is_floating(kind.value_type):
+        raise UserError(f"{folder}: label is {kind}; expected lists of one width, of floating-point numbers")
+    widths = pc.min_max(pc.list_value_length(column)).as_py()
+    if widths["min"] != widths["max"]:
+        raise UserError(f"{folder}: labels of {widths['min']} and {widths['max']} values; expected lists of one width")
+    values = column.flatten()
+    if values.null_count:
+        raise UserError(f"{folder}: {values.null_count} nulls within labels; expected numbers")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), widths["min"])
 
 
 class DistillationDataset(PackedDataset):

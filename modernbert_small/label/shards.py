@@ -1,7 +1,7 @@
 """Labels on disk: a shard of sentences with their vectors for each block of the corpus's rows.
 
-The shards of a split are numbered blocks of `ROWS_PER_SHARD` rows. Processes deal them in turn, and a run that goes on
-makes those that are missing or damaged.
+The shards of a split are numbered blocks of `ROWS_PER_SHARD` rows; those of a small split have fewer, so that several
+processes have work. Processes deal them in turn, and a run that goes on makes those that are missing or damaged.
 """
 
 import logging
@@ -28,17 +28,22 @@ from modernbert_small.run.shards import RowStream, count_rows, read_table, split
 logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 32_768  # what a killed run may lose: seconds on a GPU, minutes on a CPU
+_SHARDS_TO_SHARE, _LEAST_ROWS_PER_SHARD = 64, 1024  # of a small split
 _COLUMNS = ("text", "source", "kind")
 _HASH = "labels_xxh3"  # in a shard's metadata
 
 
 class _Block(NamedTuple):
-    """The rows of one shard. tokens: their token ids, None if the shard is not this process's to make."""
+    """The rows of one shard. tokens: their token ids, None if the shard is there already.
+
+    first: their first row's place in the split.
+    """
 
     path: Path
     table: pa.Table
     tokens: list[NDArray[np.int64]] | None
     truncated: int
+    first: int
 
 
 def label_split(data: str, split: str, labeller: Labeller, known: Sample, folder: Path) -> None:
@@ -54,29 +59,37 @@ def label_split(data: str, split: str, labeller: Labeller, known: Sample, folder
         folder: where the shards go.
     """
     files = split_files(data, split)
-    width = known.vectors.shape[1]
-    with ProgressBar(count_rows(files), f"labelling {split}") as bar:
-        for index, block in enumerate(ahead(_blocks(files, split, labeller, folder))):
+    rows, width = count_rows(files), known.vectors.shape[1]
+    with ProgressBar(rows, f"labelling {split}") as bar:
+        for block in ahead(_blocks(files, split, labeller, folder)):
+            bar.update(block.first - bar.done, "others by another process")
             if block.tokens is None:
-                bar.update(len(block.table), "labelled before or by another process")
+                bar.update(len(block.table), "labelled before")
                 continue
-            vectors = labeller.embed_rest(block.tokens, known.within(index * ROWS_PER_SHARD, len(block.table)), bar)
+            vectors = labeller.embed_rest(block.tokens, known.within(block.first, len(block.table)), bar)
             counts = {"tokens": sum(map(len, block.tokens)), "truncated_rows": block.truncated}
             write_shard(block.path, block.table, vectors, width, counts)
+        bar.update(rows - bar.done)
+
+
+def rows_per_shard(rows: int) -> int:
+    """The rows of a shard of a split with so many rows, whatever the number of processes."""
+    return min(ROWS_PER_SHARD, max(_LEAST_ROWS_PER_SHARD, math.ceil(rows / _SHARDS_TO_SHARE)))
 
 
 def _blocks(files: Sequence[Path], split: str, labeller: Labeller, folder: Path) -> Iterator[_Block]:
-    """All shards' rows in order, tokenised where this process has to label them."""
-    shards = math.ceil(count_rows(files) / ROWS_PER_SHARD)
-    stream = RowStream(read_table(files, _COLUMNS))
-    for index in range(shards):
+    """The rows of this process's shards in order, tokenised where a shard is missing."""
+    rows = count_rows(files)
+    size = rows_per_shard(rows)
+    shards = math.ceil(rows / size)
+    for index in range(rank(), shards, world_size()):
         path = folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"
-        table = stream.take(ROWS_PER_SHARD)
+        table = RowStream(read_table(files, _COLUMNS, first=index * size)).take(size)
         assert table is not None, "as many rows as were counted"
         tokens, before = None, labeller.truncated
-        if index % world_size() == rank() and not _is_whole(path, table):
+        if not _is_whole(path, table):
             tokens = labeller.tokenize(table["text"].to_pylist(), table["kind"].to_pylist())
-        yield _Block(path, table, tokens, labeller.truncated - before)
+        yield _Block(path, table, tokens, labeller.truncated - before, index * size)
 
 
 def _is_whole(path: Path, table: pa.Table) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,48 +17,85 @@ from modernbert_small.label.projection import fit_projection, projection_quality
 from modernbert_small.label.sample import Sample, sample_texts
 from modernbert_small.run.devices import best_device
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.processes import gathered, rank, world_size
 from modernbert_small.run.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
+_TEXTS_PER_BLOCK = 1024  # that one process embeds at a time
 QUALITY_ROWS = 2_000  # held-out texts whose cosines and neighbours measure the projection
 
 
+class EmbeddedSample(NamedTuple):
+    """What the projection is fitted on and measured with.
+
+    rows: (n,) of the train split. vectors: (n, D_T) float32, theirs. heldout: (m, D_T), of validation texts.
+    """
+
+    rows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    heldout: NDArray[np.float32]
+
+
+def embed_sample(labeller: Labeller, data: str, sample_size: int, seed: int) -> EmbeddedSample:
+    """Embed a sample of the corpus; every process must call this, and they share the work.
+
+    Args:
+        labeller: the teacher's.
+        data: the corpus's folder.
+        sample_size: texts of the training split, all of them if there are fewer.
+        seed: fixes the sample.
+
+    Raises:
+        UserError: vectors without a finite length, or all alike.
+    """
+    _, texts, kinds = sample_texts(data, "validation", QUALITY_ROWS, seed)
+    heldout = _embed_together(labeller, texts, kinds, f"{data}, validation split")
+    rows, texts, kinds = sample_texts(data, "train", sample_size, seed)
+    logger.info("embedding a sample of %s texts, for the projection", f"{len(rows):,}")
+    return EmbeddedSample(rows, _embed_together(labeller, texts, kinds, f"{data}, training split"), heldout)
+
+
+def _embed_together(labeller: Labeller, texts: list[str], kinds: list[str], where: str) -> NDArray[np.float32]:
+    """The vectors (N, D_T) of texts, in all processes. Blocks of texts, which depend on nothing else, are dealt."""
+    made: dict[int, NDArray[np.float32]] = {}
+    starts = range(0, len(texts), _TEXTS_PER_BLOCK)
+    with ProgressBar(len(texts), "embedding the sample", "text") as bar:
+        for first in starts[rank() :: world_size()]:
+            part = slice(first, first + _TEXTS_PER_BLOCK)
+            made[first] = labeller.embed(labeller.tokenize(texts[part], kinds[part]), bar)
+    for others in gathered(made):
+        made |= others
+    vectors = np.concatenate([made[first] for first in starts])
+    require_vectors(vectors, texts, where)
+    _require_variety(vectors, where)
+    return vectors
+
+
 def reduce_teacher(
-    labeller: Labeller, data: str, width: int, sample_size: int, seed: int, sample_file: Path
+    labeller: Labeller, sample: EmbeddedSample, width: int, sample_file: Path
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
     """Fit the projection on a sample of the corpus and add it to the teacher.
 
     Args:
         labeller: the teacher's.
-        data: the corpus's folder.
+        sample: of `embed_sample`.
         width: D, below the teacher's own D_T.
-        sample_size: texts of the training split to fit on, all of them if there are fewer.
-        seed: fixes the sample.
         sample_file: where the sample's reduced vectors go, which are labels already.
 
     Returns:
         The reduced teacher, and the report: how many texts it was fitted on, the energy explained, what held-out
         vectors keep of their cosines and neighbours, and the speed.
     """
-    _, texts, kinds = sample_texts(data, "validation", QUALITY_ROWS, seed)
-    heldout = labeller.embed(labeller.tokenize(texts, kinds))
-    require_vectors(heldout, texts, "validation split")
-    _require_variety(heldout, f"{data}, validation split")
-    rows, texts, kinds = sample_texts(data, "train", sample_size, seed)
-    logger.info("fitting the projection %d -> %d on %s texts", heldout.shape[1], width, f"{len(texts):,}")
-    with ProgressBar(len(texts), "embedding the sample", "text") as bar:
-        vectors = labeller.embed(labeller.tokenize(texts, kinds), bar)
-    require_vectors(vectors, texts, "sample of the training split")
-    _require_variety(vectors, f"{data}, training split")
-    basis, energy = fit_projection(vectors, width)
+    logger.info("fitting the projection %d -> %d", sample.vectors.shape[1], width)
+    basis, energy = fit_projection(sample.vectors, width)
     logger.info("explained energy: %.2f %%", 100 * energy.sum())
-    Sample(rows, (vectors @ basis).astype(np.float32)).save(sample_file)
+    Sample(sample.rows, (sample.vectors @ basis).astype(np.float32)).save(sample_file)
     report = {
-        "sample_texts": len(texts),
+        "sample_texts": len(sample.rows),
         "explained_energy": round(float(energy.sum()), 6),
-        "heldout_texts": len(heldout),
-        "quality": measure_quality(heldout, basis),
+        "heldout_texts": len(sample.heldout),
+        "quality": measure_quality(sample.heldout, basis),
         "spectrum": [round(float(share), 8) for share in energy],
         **labeller.speed,
     }

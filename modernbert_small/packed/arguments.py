@@ -33,6 +33,11 @@ class PackedTrainingArguments(TrainingSettings, TrainingArguments):
             return torch.bfloat16
         return torch.float16 if self.fp16 else torch.float32
 
+    @property
+    def tokens_per_process(self) -> int:
+        """This process's share of a batch, in tokens."""
+        return self.tokens_per_batch // self.world_size
+
     def problems(self) -> list[str]:
         """What is wrong with the settings, beyond what TrainingArguments finds: on any machine, and on this one."""
         return [*super().problems(), *self._reporting_problems(), *self._hardware_problems()]
@@ -56,6 +61,13 @@ class PackedTrainingArguments(TrainingSettings, TrainingArguments):
             found.append(str(error))
         if self.torch_compile and self.device.type == "cuda" and not can_compile(self.device):
             found.append("torch_compile: needs triton, which is not installed or does not know this GPU; leave it out")
+        size, share, longest = self.tokens_per_batch, self.tokens_per_process, self.max_seq_length
+        if share < longest <= size:
+            found.append(
+                f"tokens_per_batch: {size} on {self.world_size} processes is {share} for each, less than "
+                f"max_seq_length {longest}; use at most {size // longest} processes, or a larger batch, which changes "
+                "the model"
+            )
         if self.n_gpu > 1:
             found.append(
                 f"one process sees {self.n_gpu} GPUs, expected one GPU for each process; use torchrun "

@@ -42,8 +42,8 @@ class PackedSampler(Sampler[Batch]):
 
     All n batches hold nearly the same number of tokens: their mean is at least tokens_per_batch, and a batch differs
     from the mean by at most the longest row. The n batches are dealt to the `world_size` processes in turn. So w
-    processes with b tokens a batch read together, in step k, the same rows as one process with w * b tokens in its
-    batch k, and the same random numbers are drawn for each token.
+    processes with a batches of b tokens in a step read together, in step k, the same rows as one process with
+    w * a * b tokens in its batch k, and the same random numbers are drawn for each token.
 
     Args:
         lengths: (n_rows,) tokens of each row, all positive.
@@ -52,9 +52,10 @@ class PackedSampler(Sampler[Batch]):
         shuffle: False keeps the rows' order, for evaluation.
         rank: number of this process.
         world_size: number of processes.
+        accumulated: batches of each process in a step; n is a multiple of a step's batches.
 
     Raises:
-        ValueError: a row longer than `tokens_per_batch`, or too few tokens for a batch per process.
+        ValueError: a row longer than `tokens_per_batch`, or too few tokens for the batches of a step.
     """
 
     def __init__(
@@ -65,15 +66,20 @@ class PackedSampler(Sampler[Batch]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        accumulated: int = 1,
     ) -> None:
         longest, total = int(lengths.max()), int(lengths.sum())
         if longest > tokens_per_batch:
             raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than the longest row's {longest} tokens")
-        if total < longest * world_size:  # a batch could be empty
-            raise ValueError(f"{total} tokens in rows of up to {longest} cannot be dealt to {world_size} processes")
+        in_step = world_size * accumulated
+        if total < longest * in_step:  # a batch could be empty
+            raise ValueError(
+                f"{total} tokens in rows of up to {longest} cannot be dealt to the {in_step} batches of a step, "
+                f"{accumulated} on each of {world_size} processes"
+            )
         self.lengths, self.seed, self.shuffle = lengths, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.n_batches = world_size * max(1, total // (tokens_per_batch * world_size))
+        self.n_batches = in_step * max(1, total // (tokens_per_batch * in_step))
         self.epoch = 0
 
     def __len__(self) -> int:

@@ -44,7 +44,9 @@ _UNFINISHED = "checkpoint.partial"
 
 
 class PackedTrainer(Trainer):
-    """transformers' Trainer on packed batches of about `args.tokens_per_batch` tokens, from PackedDatasets.
+    """transformers' Trainer on packed batches, from PackedDatasets.
+
+    A batch holds about `args.tokens_per_batch` tokens, which the processes share.
 
     A step whose loss or gradient is not finite is not applied. A checkpoint gets its name when it is whole.
 
@@ -181,14 +183,17 @@ class PackedTrainer(Trainer):
         try:
             return PackedSampler(
                 dataset.store.lengths,
-                self.args.tokens_per_batch,
+                self.args.tokens_per_process,
                 self.args.seed if self.args.data_seed is None else self.args.data_seed,
                 shuffle,
                 self.args.process_index,
                 self.args.world_size,
+                self.args.gradient_accumulation_steps if shuffle else 1,
             )
         except ValueError as error:
-            raise UserError(f"--train_file: {error}; use fewer processes or more text") from error
+            raise UserError(
+                f"--train_file: {error}; use fewer processes, a smaller gradient_accumulation_steps or more text"
+            ) from error
 
 
 def require_context(max_seq_length: int, config: ModernBertConfig) -> None:

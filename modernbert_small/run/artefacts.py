@@ -33,7 +33,7 @@ from modernbert_small.run.places import (
     training_folder,
     working_folder,
 )
-from modernbert_small.run.processes import rank, wait_for_all, world_size
+from modernbert_small.run.processes import any_process, from_first, rank, wait_for_all, world_size
 from modernbert_small.run.records import RUN_FILE, git_state, read_run, temporary_files, versions, write_json
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ _NOT_COMPARED = {"overwrite", "config", "output_dir", "teacher_output_dir", "log
                  "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "dataloader_num_workers",
                  "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "local_rank",
                  "ddp_timeout", "trust_remote_code", "log_level"}  # fmt: skip
+
+_SECONDS_TO_SEE = 15  # a new file in a shared folder
 
 
 @dataclass
@@ -97,6 +99,21 @@ class Run:
             if self.uses_gpu:
                 self._joules = gpu_joules()
         wait_for_all()
+        if any_process(not self._sees_the_record()):
+            raise UserError(
+                f"{self.flag} {self.output_dir}: not all {world_size()} processes see what the first one writes there; "
+                "name a folder on a file system that all machines share"
+            )
+
+    def _sees_the_record(self) -> bool:
+        """Whether this process sees the record that the first one has written; a shared folder may take seconds."""
+        deadline = time.monotonic() + _SECONDS_TO_SEE
+        while time.monotonic() < deadline:
+            with suppress(UserError):
+                if read_run(self.folder).get("started") == self.record["started"]:
+                    return True
+            time.sleep(0.1)
+        return False
 
     def note_checkpoint(self, step: int | None) -> None:
         """Record the step of the checkpoint that this session goes on from, None if it goes on from none."""
@@ -217,14 +234,7 @@ def begin(
     require_apart(final, inputs, flag)
     if rank() == 0:
         OutputLock(final).check(flag)
-    record = {
-        "phase": phase,
-        "settings": json.loads(json.dumps(dict(settings), default=str)),
-        "inputs": {name: describe_input(value) for name, value in inputs.items()},
-        "versions": versions(),
-        **git_state(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    record = from_first(lambda: _new_record(phase, settings, inputs))  # one process reads all inputs for their hashes
     seen = _times(final, working_folder(final))
     try:
         return _decide(final, record, seen, flag, overwrite=overwrite, uses_gpu=uses_gpu, resumable=resumable)
@@ -232,6 +242,18 @@ def begin(
         if rank() == 0:
             _refuse_if_overtaken(final, seen, flag)  # what was found may be another run's work in progress
         raise
+
+
+def _new_record(phase: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What run.json says of a run that begins now."""
+    return {
+        "phase": phase,
+        "settings": json.loads(json.dumps(dict(settings), default=str)),
+        "inputs": {name: describe_input(value) for name, value in inputs.items()},
+        "versions": versions(),
+        **git_state(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def _refuse_if_overtaken(final: Path, seen: tuple[int | None, int | None], flag: str) -> None:

@@ -9,7 +9,7 @@ waits for the kernel in C, where no signal handler of Python runs. torchrun send
 30 seconds later. `end_soon_after_sigterm` is for this case. torch's own means do not help there. Of the modes of
 TORCH_NCCL_ASYNC_ERROR_HANDLING the default, 3, ends the process from a thread in C++, without Python, and only once
 NCCL reports an error or the timeout is over. TORCH_NCCL_BLOCKING_WAIT waits at every collective.
-`dist.monitored_barrier` is for gloo alone.
+`dist.monitored_barrier` is for gloo alone. A machine without power or network closes nothing: see `run.peers`.
 
 References:
     https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
@@ -23,16 +23,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from modernbert_small.run import peers
+from modernbert_small.run.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+T = TypeVar("T")
 # The others wait while one process tokenises a corpus or fits a projection. A dead process is noticed at once.
 _PATIENCE = timedelta(days=7)
+_NEXT = "modernbert_small/next"  # key of the store of all processes: the number that `dealt` gives next
 # Enough to end a step and save a checkpoint; 30 seconds after its SIGTERM torchrun kills what is left.
 _SECONDS_TO_END = 20
 
@@ -82,6 +87,58 @@ def any_process(flag: bool) -> bool:
     return bool(raised)
 
 
+def from_first(compute: Callable[[], T]) -> T:
+    """What the first process computes, in all of them; what it finds wrong is raised in all of them.
+
+    Raises:
+        UserError: the first process raised it.
+    """
+    if world_size() == 1:
+        return compute()
+    import torch.distributed as dist
+
+    said: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            said = [compute(), None]
+        except UserError as error:
+            said = [None, error]
+    dist.broadcast_object_list(said, 0, _group())
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, by rank, in all of them."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, _group())
+    return values
+
+
+def dealt(count: int) -> Iterator[int]:
+    """The numbers below `count`, each in one process alone: whichever process is free gets the next one.
+
+    Every process must call this, and take its numbers to the end.
+    """
+    if world_size() == 1:
+        yield from range(count)
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    wait_for_all()  # nobody still takes numbers of the last time
+    store = _get_default_store()
+    if rank() == 0:
+        store.set(_NEXT, "0")
+    wait_for_all()
+    while (number := store.add(_NEXT, 1) - 1) < count:
+        yield number
+
+
 def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process has ended and so has closed its connections."""
     if world_size() == 1:
@@ -123,4 +180,6 @@ def _group() -> "ProcessGroup":
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    peers.watch(rank(), world_size(), lambda told: dist.broadcast_object_list(told, 0, group))
+    return group

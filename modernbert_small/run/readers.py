@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,16 +39,29 @@ class BadRow:
 Values = Iterator[tuple[Any, ...] | BadRow]
 
 
+class Piece(NamedTuple):
+    """Some rows of a table, which are read without the others.
+
+    values: as a Table's. size: bytes, roughly. first_row: their first row's place in the table, counted from 0.
+    """
+
+    values: Callable[[Sequence[str], int | None], Values]
+    size: int
+    first_row: int = 0
+
+
 class Table(NamedTuple):
     """A file or hub dataset.
 
     columns: their names. values: a function that yields the rows' values of some columns. Its second argument is a seed
     for the order of the parts, or None to keep it. is_document: the file is one text, which is read only when needed.
+    pieces: all rows, in pieces that several processes can read; none if the file can only be read from its beginning.
     """
 
     columns: list[str]
     values: Callable[[Sequence[str], int | None], Values]
     is_document: bool = False
+    pieces: Sequence[Piece] = ()
 
 
 Reader = Callable[[Path, str | None], Table]
@@ -77,14 +90,21 @@ def open_file(path: Path, encoding: str | None = None) -> Table:
 def _open_parquet(path: Path, _encoding: str | None) -> Table:
     with pq.ParquetFile(path) as file:
         columns = file.schema_arrow.names
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
 
-    def values(wanted: Sequence[str], _seed: int | None) -> Values:
+    def values(wanted: Sequence[str], _seed: int | None, row_groups: list[int] | None = None) -> Values:
         # pre_buffer, the default, keeps every row group that was read until the file is closed.
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(ROWS_PER_READ, columns=list(wanted)):
+            for batch in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(wanted)):
                 yield from _rows_of(batch, wanted)
 
-    return Table(columns, values)
+    starts = accumulate((rows for rows, _ in sizes), initial=0)
+    pieces = [
+        Piece(partial(values, row_groups=[index]), size, start)
+        for index, ((_, size), start) in enumerate(zip(sizes, starts, strict=False))
+    ]
+    return Table(columns, values, pieces=pieces)
 
 
 def _open_arrow(path: Path, _encoding: str | None) -> Table:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from modernbert_small.run import peers
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
 from modernbert_small.run.processes import end_soon_after_sigterm, is_lost_process, local_world_size, rank, world_size
 from modernbert_small.run.tables import printable
@@ -49,7 +50,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, raise_stop)
     signal.signal(signal.SIGINT, raise_stop)
     if world_size() > 1:
-        end_soon_after_sigterm(f"error: {_LOST}: {_command()}")
+        peers.last_words = f"error: {_LOST}: {_command()}"
+        end_soon_after_sigterm(peers.last_words)
     status = 0
     try:
         main()
@@ -68,6 +70,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             raise
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all when one has ended
+    if status == 0:
+        peers.say_farewell()
     sys.stdout.flush()
     sys.exit(status)
 

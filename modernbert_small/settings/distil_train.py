@@ -29,7 +29,8 @@ class DistilTrainSettings(TrainingSettings):
     tokens_per_batch: int = field(
         default=16_384,
         metadata={
-            "help": "tokens in a batch on each device; at least max_seq_length; small batches distil best (LEAF)"
+            "help": "tokens in a batch, which all processes share: max_seq_length or more for each; small batches "
+            "distil best (LEAF)"
         },
     )
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the labels"})

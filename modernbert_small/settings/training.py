@@ -33,7 +33,8 @@ class TrainingSettings:
 
     max_seq_length: int = field(default=1024, metadata={"help": "longest text in tokens; longer texts are cut"})
     tokens_per_batch: int = field(
-        default=65_536, metadata={"help": "tokens in a batch on each device; at least max_seq_length"}
+        default=65_536,
+        metadata={"help": "tokens in a batch, which all processes share: max_seq_length or more for each"},
     )
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "batches in a step; more of them where a larger batch does not fit into memory"}
