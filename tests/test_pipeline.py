@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
 from modernbert_small import pipeline
+from modernbert_small.settings.sections import SECTIONS
+from modernbert_small.settings.whole import full_recipe
 
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {
@@ -261,6 +264,15 @@ def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished,
     table, after = capsys.readouterr().out.split("\nThe report is ")
     assert table.strip() in results[-1].stdout
     assert after.startswith("checkpoints/model/report.html.")
+
+
+def test_the_command_for_all_phases_knows_what_a_recipe_has_made(finished, monkeypatch):
+    monkeypatch.chdir(finished[0])
+    recipe = full_recipe(Path("tiny.yaml"))
+    assert pipeline.states(recipe, list(SECTIONS), overwrite=False) == dict.fromkeys(SECTIONS, "finished")
+    recipe["distil_train"]["learning_rate"] = 1e-3
+    found = pipeline.states(recipe, list(SECTIONS), overwrite=False)
+    assert found["distil_train"].startswith("finished with other settings (learning_rate: 0.003 -> 0.001); the run st")
 
 
 def test_nothing_is_left_half_written_or_pickled(finished):

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
+HUB_SETS = {STSB, ALL_NANOBEIR, *DATASET_NAME_TO_HUMAN_READABLE}
 _STSB_HUB_ID = "sentence-transformers/stsb"
 _SHARD = re.compile(r"(?P<name>.+?)(-\d{5}-of-(?P<files>\d{5}))?")  # `wiki-en-00000-of-00001` is of the set wiki-en
 
