@@ -231,6 +231,7 @@ def test_in_a_browser(model, tmp_path):
             visit = browser.visit(url, width, scheme, media)
             (shots / f"report-{width}-{scheme}.png").write_bytes(visit.png)
             assert (visit.complaints, visit.requests, visit.width) == ([], [url], width)
+            assert width < 480 or len(set(visit.nav)) == 1, visit.nav  # a phone has no scrollbars
         visit = browser.visit(bad.as_uri(), 390)  # the checks see what they are for
         assert any("no" in complaint for complaint in visit.complaints)
         assert "https://example.org/x.png" in visit.requests

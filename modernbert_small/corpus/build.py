@@ -35,6 +35,7 @@ from modernbert_small.run.manifest import damage, write_manifest
 from modernbert_small.run.prefetch import ahead
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import RowStream
+from modernbert_small.run.tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def spill_source(source: Source, folder: Path, chunker: Chunker, max_rows: int |
             pending, files = [], files + 1
     if pending:
         _write_sorted(folder / f"{files:05d}.arrow", pending)
-    logger.info("%s: %s texts of %s rows", source.name, f"{counts['spilled']:,}", f"{counts['rows']:,}")
+    logger.info("%s: %s of %s", source.name, counted(counts["spilled"], "text"), counted(counts["rows"], "row"))
     skipped = source.skipped
     if skipped.count:
         logger.warning("%s: rows skipped: %s; the first: %s", source.name, f"{skipped.count:,}", skipped.first)
@@ -176,7 +177,7 @@ def _batches(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[R
             yield batch
             batch, characters = [], 0
         if counts["rows"] % _ROWS_PER_MESSAGE == 0:
-            logger.info("%s: %s rows read", name, f"{counts['rows']:,}")
+            logger.info("%s: %s read", name, counted(counts["rows"], "row"))
     if batch:
         yield batch
 

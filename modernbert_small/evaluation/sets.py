@@ -117,7 +117,7 @@ def _load(flag: str, name: str) -> list[_Found]:
     known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
     raise UserError(
         f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} for all of "
-        f"them, or {STSB}"
+        f"them, or {STSB}; looked at {path.absolute()}"
     )
 
 

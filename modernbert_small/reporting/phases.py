@@ -157,7 +157,7 @@ def pre_training(record: Record) -> Section:
     loss = record.get("heldout_mlm_loss")
     return section(
         tiles(
-            ("Held-out loss", loss, "{:.3f}".format, "nats per masked token"),
+            ("Held-out loss", loss, "{:.3f}".format, "nats per masked token, less is better"),
             ("Held-out perplexity", loss and perplexity(loss), short, "like a guess among so many tokens"),
             *_training_tiles(record),
         ),
