@@ -10,7 +10,6 @@ report.
 """
 
 import argparse
-import ctypes
 import logging
 import os
 import shlex
@@ -18,10 +17,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modernbert_small.run.errors import Terminated, UserError
+from modernbert_small.run.processes import PARENT_PIPE
 from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import ROOT, shown_path
 from modernbert_small.settings.create_dataset import HELDOUT
@@ -32,14 +32,12 @@ from modernbert_small.settings.whole import Recipe, full_recipe, is_written, loc
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent has ended
-
 
 def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
     """Run one script as a user would.
 
-    If this process is stopped, the script is told to stop too and is waited for, so that it saves what it has. On Linux
-    it is also told so if this process is killed.
+    If this process is stopped, the script is told to stop too and is waited for, so that it saves what it has. It
+    is also told so if this process is killed: then its end of a pipe closes.
 
     Args:
         section: the script's section of the recipe.
@@ -53,10 +51,13 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
     script = ROOT / SECTIONS[section].script
     words = ["--config", str(recipe), *flags]
     logger.info("$ python %s %s", shown_path(script), shlex.join(["--config", shown_path(recipe), *flags]))
+    reading, writing = os.pipe()
+    environment = os.environ | {PARENT_PIPE: str(reading)}
     # In a session of its own, so that Ctrl-C in a terminal reaches only this process.
     phase = subprocess.Popen(
-        [sys.executable, str(script), *words], start_new_session=True, preexec_fn=end_with_parent()
+        [sys.executable, str(script), *words], start_new_session=True, pass_fds=[reading], env=environment
     )
+    os.close(reading)
     stopped: BaseException | None = None
     while phase.poll() is None:
         try:
@@ -64,6 +65,7 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
         except (KeyboardInterrupt, Terminated) as stop:
             stopped = stop
             phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    os.close(writing)
     if stopped is not None:
         raise stopped
     if phase.returncode < 0:
@@ -71,20 +73,6 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
         sys.exit(128 - phase.returncode)
     if phase.returncode:
         sys.exit(phase.returncode)
-
-
-def end_with_parent() -> Callable[[], None] | None:
-    """What a child has to call before it runs, so that it is told to stop if this process is killed; None off Linux."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def ask_for_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before the line above
-            os._exit(128 + signal.SIGKILL)
-
-    return ask_for_signal
 
 
 def needed_phases(recipe: Recipe, first: str) -> list[str]:

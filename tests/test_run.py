@@ -165,25 +165,46 @@ def test_what_the_recipe_writes_need_not_be_there_and_the_hub_is_said(started, m
     assert "reads   own=texts (not here, so from the Hugging Face hub), big, msmarco" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
-def test_a_killed_run_takes_its_phase_with_it(tmp_path):
-    code = """
+KILLED = """
+import threading
 from pathlib import Path
 from modernbert_small import pipeline
 from modernbert_small.settings.sections import SECTIONS, Section
+
+for _ in range(8):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 pipeline.ROOT = Path.cwd()
 SECTIONS["pre_train"] = Section("phase.py", None)
 pipeline.run_phase("pre_train", Path("recipe.yaml"))
 """
-    (tmp_path / "phase.py").write_text(PHASE)
-    running = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+ITS_PHASE = """
+import signal, time
+from pathlib import Path
+from modernbert_small.run.script import run_script
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: Path("told").open("a").write("once "))
+    Path("started").touch()
+    while not Path("told").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    Path("saved").touch()
+
+run_script(main)
+"""
+
+
+def test_a_killed_run_tells_its_phase_to_stop_once(tmp_path):
+    (tmp_path / "phase.py").write_text(ITS_PHASE)
+    running = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
     for name in ("started", "saved"):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not (tmp_path / name).exists():
             assert time.monotonic() < end, name
             time.sleep(0.01)
         running.kill()
     running.wait()
+    assert (tmp_path / "told").read_text() == "once "
 
 
 def test_all_phases_or_those_from_one(started, monkeypatch):
