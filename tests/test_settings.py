@@ -402,7 +402,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     (tmp_path / "folder" / "b.\x1b[31m\x9b").touch()
     for source, shown in (
         (name, "error: own\\x1b[2J\\n\\u202e.jsonl: found columns col\\x1b[31mumn;"),
-        ("folder", "1 files of other kinds not read: .\\x1b[31m\\x9b"),
+        ("folder", "1 file of other kinds not read: .\\x1b[31m\\x9b"),
     ):
         flags = ["--sources", f"own={source}", "--tokenizer_name_or_path", "nowhere"]
         said = run_in_process(SCRIPTS[0], tmp_path, capsys, *flags).stderr
