@@ -35,9 +35,9 @@ from modernbert_small.distil.static import start_static
 from modernbert_small.distil.trainer import DistillationTrainer
 from modernbert_small.evaluation.account import account_after_training
 from modernbert_small.evaluation.embedder import load_vectors
-from modernbert_small.evaluation.overlap import texts_in_training
+from modernbert_small.evaluation.overlap import warn_of_overlap
 from modernbert_small.evaluation.own_sets import set_inputs, set_locations
-from modernbert_small.evaluation.sets import PairSet, RetrievalSet, load_evaluation_sets
+from modernbert_small.evaluation.sets import RetrievalSet, load_evaluation_sets
 from modernbert_small.evaluation.systems import is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
 from modernbert_small.evaluation.watched import PackedEvaluator
@@ -64,7 +64,7 @@ from modernbert_small.run.processes import first_process_first, rank, world_size
 from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 from modernbert_small.run.saving import save_embedding_model
 from modernbert_small.run.script import run_script
-from modernbert_small.run.shards import check_splits, split_files
+from modernbert_small.run.shards import check_splits
 from modernbert_small.settings.distil_train import DistilTrainSettings
 
 logger = logging.getLogger(__name__)
@@ -120,17 +120,6 @@ def check_teacher(args: DistilTrainArguments, teacher: dict[str, str]) -> None:
             f"{args.train_file}; expected phase 4's --teacher_output_dir of the same run; make both "
             "again with create_distil_dataset.py"
         )
-
-
-def find_overlap(
-    args: DistilTrainArguments, retrieval_sets: list[RetrievalSet], pair_sets: list[PairSet]
-) -> dict[str, int]:
-    """How many training texts equal a query of each evaluation set; logs a warning for each such set."""
-    overlap = texts_in_training(split_files(args.train_file, "train"), "sentence", retrieval_sets, pair_sets)
-    for name, count in overlap.items():
-        what = f"{count:,} training texts equal a query of {name}"
-        logger.warning("%s, so its score will be too high; keep them out with --eval_datasets of phase 1", what)
-    return overlap
 
 
 def load_data(args: DistilTrainArguments, student: SentenceTransformer, split: str) -> DistillationDataset:
@@ -234,7 +223,7 @@ def main() -> None:
     )
     student = load_student(args, teacher)
     sets = load_evaluation_sets("--eval_datasets", list(set_paths.values()))
-    overlap = find_overlap(args, *sets)
+    overlap = warn_of_overlap(args.train_file, *sets)
     upload = prepare_upload(args)
     run.aside = TRAINING_FILES
     run.start()

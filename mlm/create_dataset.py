@@ -45,6 +45,7 @@ from modernbert_small.run.loading import load_tokenizer
 from modernbert_small.run.processes import from_first, rank
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.shards import LEAST_VALIDATION_ROWS
+from modernbert_small.run.tables import counted
 from modernbert_small.settings.create_dataset import REPORTED_SETS, CreateDatasetArguments
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def make_heldout_set(args: CreateDatasetArguments, sources: list[Source], folder
         return []
     parts = hold_out(sources, args.max_rows_per_source, args.seed)
     write_set(folder / HELDOUT, HELDOUT, parts)
-    logger.info("held out: %d queries; documents to search: %d", len(parts.queries), len(parts.corpus))
+    queries = counted(len(parts.queries), "query", "queries")
+    logger.info("held out: %s; documents to search: %d", queries, len(parts.corpus))
     return list(kept_out_texts(parts))
 
 

@@ -66,7 +66,10 @@ def check_sizes(args: InitModelArguments, teacher: PreTrainedConfig, tokenizer: 
         return
     problems = []
     if teacher.hidden_size < args.hidden_size:
-        problems.append(f"hidden_size: {args.hidden_size} is wider than the teacher's {teacher.hidden_size}")
+        problems.append(
+            f"hidden_size: {args.hidden_size} is wider than the teacher's {teacher.hidden_size}; use at most as "
+            "many, or --init random"
+        )
     if len(tokenizer) > teacher.vocab_size:
         problems.append(f"the tokenizer has {len(tokenizer)} entries, the teacher's embeddings {teacher.vocab_size}")
     if args.init != "embeddings" and isinstance(teacher, ModernBertConfig):

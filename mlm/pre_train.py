@@ -18,6 +18,7 @@ if __name__ == "__main__":
     check_command_line("pre_train", __doc__)  # before the imports below, which take seconds
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,10 +154,11 @@ def main() -> None:
     run.finish(measurements)
     upload(output_dir)
     logger.info(
-        "%swrote %s, held-out loss %.4f; next: %s",
+        "%swrote %s, held-out loss %.4f nats per masked token, where a guess among all tokens has %.1f; next: %s",
         worse_notice(measurements),
         output_dir,
         measurements["heldout_mlm_loss"],
+        math.log(student.config.vocab_size),
         next_command("create_distil_dataset.py"),
     )
 

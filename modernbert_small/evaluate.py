@@ -73,6 +73,7 @@ from sentence_transformers import SentenceTransformer
 
 from modernbert_small.evaluation.account import account
 from modernbert_small.evaluation.comparison import compare
+from modernbert_small.evaluation.overlap import warn_of_own_overlap
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.evaluation.systems import PROJECTED, STUDENT, is_reduced_teacher
 from modernbert_small.evaluation.tables import format_account
@@ -119,6 +120,8 @@ def main() -> None:
     args = parse_arguments()
     flag = "--datasets"
     retrieval_sets, pair_sets = load_evaluation_sets(flag, args.datasets)
+    for name in args.student:
+        warn_of_own_overlap(name, retrieval_sets, pair_sets)
     students = {
         name: load_sentence_transformer("student", name, trust_remote_code=args.trust_remote_code)
         for name in args.student

@@ -103,7 +103,7 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer, require_finite
 from modernbert_small.run.records import write_json
 from modernbert_small.run.saving import save_embedding_model
-from modernbert_small.run.tables import markdown_table
+from modernbert_small.run.tables import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -483,7 +483,7 @@ def ndcg(system: str, model: SentenceTransformer, dataset: RetrievalSet) -> floa
 
 
 def format_check(record: dict[str, Any]) -> str:
-    """The check's measurements in Markdown.
+    """The check's measurements as a table.
 
     Args:
         record: see `check`.
@@ -497,7 +497,7 @@ def format_check(record: dict[str, Any]) -> str:
         values = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in columns.values()]
         rows.append([row["system"], *values, *(f"{row['ndcg'][name]:.4f}" for name in sets)])
     return (
-        f"{markdown_table(rows)}\n\nCosines are those to the vectors before the export, of {record['texts']} texts. "
+        f"{aligned(rows)}\n\nCosines are those to the vectors before the export, of {record['texts']} texts. "
         "Columns with a set's name hold nDCG@10."
     )
 

@@ -11,6 +11,7 @@ report.
 
 import argparse
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -19,13 +20,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modernbert_small.run.errors import Terminated
+from modernbert_small.run.errors import Terminated, UserError
+from modernbert_small.run.processes import PARENT_PIPE
 from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import ROOT, shown_path
+from modernbert_small.settings.create_dataset import HELDOUT
 from modernbert_small.settings.parse import require_inputs
 from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
 from modernbert_small.settings.sections import CHAINS, SECTIONS
-from modernbert_small.settings.whole import Recipe, full_recipe
+from modernbert_small.settings.whole import Recipe, full_recipe, is_written, location, missing_paths
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ logger = logging.getLogger(__name__)
 def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
     """Run one script as a user would.
 
-    If this process is stopped, the script is told to stop too and is waited for, so that it saves what it has.
+    If this process is stopped, the script is told to stop too and is waited for, so that it saves what it has. It
+    is also told so if this process is killed: then its end of a pipe closes.
 
     Args:
         section: the script's section of the recipe.
@@ -47,8 +51,13 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
     script = ROOT / SECTIONS[section].script
     words = ["--config", str(recipe), *flags]
     logger.info("$ python %s %s", shown_path(script), shlex.join(["--config", shown_path(recipe), *flags]))
+    reading, writing = os.pipe()
+    environment = os.environ | {PARENT_PIPE: str(reading)}
     # In a session of its own, so that Ctrl-C in a terminal reaches only this process.
-    phase = subprocess.Popen([sys.executable, str(script), *words], start_new_session=True)
+    phase = subprocess.Popen(
+        [sys.executable, str(script), *words], start_new_session=True, pass_fds=[reading], env=environment
+    )
+    os.close(reading)
     stopped: BaseException | None = None
     while phase.poll() is None:
         try:
@@ -56,6 +65,7 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
         except (KeyboardInterrupt, Terminated) as stop:
             stopped = stop
             phase.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    os.close(writing)
     if stopped is not None:
         raise stopped
     if phase.returncode < 0:
@@ -80,22 +90,86 @@ def needed_phases(recipe: Recipe, first: str) -> list[str]:
 
 
 def state(output_dir: str) -> str:
-    """What lies in an output folder: `finished`, `goes on`, or `to do`. Its settings are compared by the phase."""
+    """What lies in an output folder: `finished`, `goes on`, or `to do`. Its settings count in `states`."""
     final = Path(output_dir)
     if (final / RUN_FILE).exists():
         return "finished"
-    return "goes on" if (final.with_name(final.name + ".partial") / RUN_FILE).exists() else "to do"
+    return "goes on" if (_partial(final) / RUN_FILE).exists() else "to do"
 
 
-def reads(section: str, settings: dict[str, object]) -> list[str]:
-    """What a phase reads: sources, teachers, and what earlier phases wrote."""
+def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str, str]:
+    """What each phase will do, see `state`; and what happens to a result of other settings.
+
+    Contents of inputs are not compared here, since that takes long; each phase does it.
+
+    Args:
+        recipe: all sections with all settings.
+        sections: the phases that will run.
+        overwrite: replace results of other settings or inputs.
+    """
+    from modernbert_small.run.artefacts import changed_settings  # takes seconds to import
+
+    found: dict[str, str] = {}
+    then = "it is made again" if overwrite else "the run stops here unless you pass --overwrite or name other folders"
+    for section in sections:
+        final = Path(recipe[section]["output_dir"])
+        found[section] = state(str(final))
+        if found[section] == "to do":
+            continue
+        folder = final if found[section] == "finished" else _partial(final)
+        changed = changed_settings(folder, recipe[section])
+        remade = [
+            writer
+            for (writer, _), readers in CHAINS.items()
+            if section in dict(readers) and found.get(writer, "finished") != "finished"
+        ]
+        if changed:
+            found[section] += f" with other settings ({'; '.join(changed)}); {then}"
+        elif remade:
+            found[section] += f", but {remade[0]} makes again what it read; if that comes out different, {then}"
+    return found
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")
+
+
+def reads(section: str, recipe: Recipe) -> list[str]:
+    """What a phase reads: sources, teachers, and what earlier phases wrote; what is not on this disk is marked."""
     chained = [key for readers in CHAINS.values() for reader, key in readers if reader == section]
     keys = ["sources", "tokenizer_name_or_path", "teacher_name_or_path", *chained, "eval_datasets"]
-    values = [settings[key] for key in dict.fromkeys(keys) if key in settings]
-    return [str(item) for value in values for item in (value if isinstance(value, list) else [value])]
+    shown = []
+    for key in dict.fromkeys(key for key in keys if key in recipe[section]):
+        given = recipe[section][key]
+        for value in given if isinstance(given, list) else [given]:
+            path = location(key, value) if key == "sources" or key.endswith("_name_or_path") else ""
+            is_here = not path or Path(path).exists() or is_written(recipe, path)
+            shown.append(value if is_here else f"{value} (not here, so from the Hugging Face hub)")
+    return shown
 
 
-def describe(recipe: Recipe, sections: Sequence[str]) -> None:
+def read_columns(recipe: Recipe, sections: Sequence[str]) -> None:
+    """Open all that is to be read of the user's own files, so that a wrong column or mapping is found at once.
+
+    Raises:
+        UserError: a source or evaluation set on this disk cannot be used, or a set has an unknown name.
+    """
+    from modernbert_small.corpus.sources import is_local, open_sources, source_locations  # takes seconds to import
+    from modernbert_small.evaluation.sets import HUB_SETS, load_evaluation_sets
+
+    phase_1 = recipe["create_dataset"]
+    if "create_dataset" in sections and state(phase_1["output_dir"]) != "finished":
+        sources = source_locations(phase_1["sources"])
+        open_sources({name: place for name, place in sources.items() if place and is_local(place)}, phase_1["strict"])
+    named = [tuple(recipe[section].get("eval_datasets", ())) for section in sections]
+    for names in dict.fromkeys(named):
+        own = [name for name in names if name != HELDOUT and name.lower() not in HUB_SETS]
+        load_evaluation_sets(
+            "--eval_datasets", [name for name in own if not is_written(recipe, location("eval_datasets", name))]
+        )
+
+
+def describe(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> None:
     """Print what each phase will do, read, write and roughly take on this machine."""
     from modernbert_small import plan  # takes seconds to import, which a mistake in the recipe need not wait for
     from modernbert_small.reporting.formats import duration
@@ -104,6 +178,7 @@ def describe(recipe: Recipe, sections: Sequence[str]) -> None:
     rows, tokens, lengths, source = plan.corpus_size(recipe["create_dataset"], None, None)
     costs, assumed = plan.plan(recipe, rows, tokens, lengths)
     free = shutil.disk_usage(".").free / 1e9
+    found = states(recipe, sections, overwrite)
     print(f"On {machine.name}, {free:,.0f} GB of disk free; some {rows:,} texts with {tokens:,} tokens\n")
     for cost in costs:
         if cost.phase not in sections:
@@ -112,11 +187,11 @@ def describe(recipe: Recipe, sections: Sequence[str]) -> None:
         writes = [settings[key] for key in ("output_dir", "teacher_output_dir") if key in settings]
         takes = [duration(cost.duration(machine)), f"{cost.memory(machine) / 1e9:.1f} GB of memory"]
         takes += [f"{cost.disk / 1e9:.1f} GB of disk"]
-        print(f"{SECTIONS[cost.phase].script}: {state(settings['output_dir'])}")
-        print(f"    reads   {', '.join(reads(cost.phase, settings))}")
+        print(f"{SECTIONS[cost.phase].script}: {found[cost.phase]}")
+        print(f"    reads   {', '.join(reads(cost.phase, recipe))}")
         print(f"    writes  {', '.join(writes)}")
         print(f"    takes   some {', '.join(takes)}")
-    left = [cost for cost in costs if cost.phase in sections and state(recipe[cost.phase]["output_dir"]) != "finished"]
+    left = [cost for cost in costs if found.get(cost.phase, "finished") != "finished"]
     seconds = sum(cost.duration(machine) for cost in left)
     print(f"\nAll that is left to do: some {duration(seconds)}.")
     for line in plan.explain(machine, source, assumed):
@@ -172,7 +247,10 @@ def main() -> None:
     sections = needed_phases(recipe, args.first)
     if args.first not in ("create_dataset", "init_model_mlm"):
         require_inputs(args.first, argparse.Namespace(**recipe[args.first]), str(file))
-    describe(recipe, sections)
+    if missing := missing_paths(recipe, sections):
+        raise UserError(f"{file}: {'; '.join(missing)}")
+    read_columns(recipe, sections)
+    describe(recipe, sections, args.overwrite)
     if args.dry_run:
         return
     model = recipe["distil_train"]["output_dir"]

@@ -58,7 +58,7 @@ from modernbert_small.evaluation.embedder import Embedder
 from modernbert_small.evaluation.searches import excerpt
 from modernbert_small.reporting.render import render
 from modernbert_small.run.loading import load_sentence_transformer
-from modernbert_small.run.tables import printable
+from modernbert_small.run.tables import counted, printable
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def main() -> None:
     args = parse_arguments()
     model = load_sentence_transformer("model", args.model)
     index = Index(model, read_passages(args.paths, model))
-    logger.info("%d passages", len(index.passages))
+    logger.info("%s", counted(len(index.passages), "passage"))
     if args.query is None:
         with server(Path(args.model).name, index) as pages:
             print(f"http://{_LOOPBACK}:{pages.server_port}", flush=True)

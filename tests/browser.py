@@ -25,12 +25,16 @@ SECONDS = 60
 
 
 class Visit(NamedTuple):
-    """What a page did: what it wrote to the console, what it asked for, how wide it became, how it looks."""
+    """What a page did: what it wrote to the console, what it asked for, how wide it became, how it looks.
+
+    Also how wide its navigation is, and how wide what is in it.
+    """
 
     complaints: list[str]
     requests: list[str]
     width: int
     png: bytes
+    nav: list[int]
 
 
 class Browser:
@@ -97,6 +101,8 @@ class Browser:
         self.wait_for("Page.loadEventFired")
         size = self.call("Page.getLayoutMetrics", session)["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": width, "height": size["height"], "scale": 1}
+        code = "Array.from(document.querySelectorAll('nav'), n => [n.clientWidth, n.scrollWidth]).flat()"
+        nav = self.call("Runtime.evaluate", session, expression=code, returnByValue=True)["result"]["value"]
         shot = self.call("Page.captureScreenshot", session, captureBeyondViewport=True, clip=clip)["data"]
         self.call("Target.closeTarget", targetId=target)
         happened = {
@@ -110,4 +116,4 @@ class Browser:
         }
         requests = [event["request"]["url"] for event in happened.pop("Network.requestWillBeSent")]
         complaints = [json.dumps(event) for events in happened.values() for event in events]
-        return Visit(complaints, requests, round(size["width"]), base64.b64decode(shot))
+        return Visit(complaints, requests, round(size["width"]), base64.b64decode(shot), nav)

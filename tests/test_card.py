@@ -56,6 +56,7 @@ def test_the_hub_reads_it_back(args, tmp_path, record):
         ("information-retrieval", "Toy", "cosine_ndcg@10"): 1.0,
         ("semantic-similarity", "stsb", "spearman_cosine"): 0.81,
     }
+    assert "# small\n\nsmall is a small ModernBERT. It maps texts of up to 64 tokens" in card.text
     assert "| msmarco | some/msmarco | 50 | MS MARCO, for non-commercial research only" in card.text
     assert "equal a query of NanoA, or share 13 words in a row with one, were kept out" in card.text
     assert "the corpus: 4 texts." in card.text

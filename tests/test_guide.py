@@ -190,7 +190,7 @@ def test_a_teacher_that_is_no_modernbert_gives_its_embeddings_alone() -> None:
         "embeddings",
         "random",
     ]
-    with pytest.raises(UserError, match="all_layers needs a ModernBERT"):
+    with pytest.raises(UserError, match=r"all_layers needs a ModernBERT, found a Bert.*; use --init embeddings, which"):
         usable_init("all_layers", bert)
     assert usable_init("guide", tiny_model(16)) == "guide"
     student = tiny_model(8)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, ModernBertForMaskedLM
 
 from modernbert_small import pipeline
+from modernbert_small.settings.sections import SECTIONS
+from modernbert_small.settings.whole import full_recipe
 
 ARTEFACTS = ("data/corpus", "checkpoints/init", "checkpoints/mlm", "data/distil", "checkpoints/model")
 TINY = {
@@ -158,7 +161,7 @@ def test_labels_are_the_reduced_teachers(finished):
     folder, results = finished
     ceiling = json.loads((folder / "data/distil/run.json").read_text())["ceiling"]
     assert [row["system"] for row in ceiling["retrieval"]] == ["teacher", "teacher, projected"]
-    assert "| teacher, projected |" in results[3].stdout
+    assert "\nteacher, projected  " in results[3].stdout
     projection = json.loads((folder / "checkpoints/teacher/run.json").read_text())["projection"]
     assert list(projection["quality"]) == ["16"]
     table = pq.read_table(folder / "data/distil/train-00000-of-00001.parquet")
@@ -263,6 +266,15 @@ def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished,
     assert after.startswith("checkpoints/model/report.html.")
 
 
+def test_the_command_for_all_phases_knows_what_a_recipe_has_made(finished, monkeypatch):
+    monkeypatch.chdir(finished[0])
+    recipe = full_recipe(Path("tiny.yaml"))
+    assert pipeline.states(recipe, list(SECTIONS), overwrite=False) == dict.fromkeys(SECTIONS, "finished")
+    recipe["distil_train"]["learning_rate"] = 1e-3
+    found = pipeline.states(recipe, list(SECTIONS), overwrite=False)
+    assert found["distil_train"].startswith("finished with other settings (learning_rate: 0.003 -> 0.001); the run st")
+
+
 def test_nothing_is_left_half_written_or_pickled(finished):
     folder, _ = finished
     files = [path for path in folder.rglob("*") if "checkpoint-" not in str(path.relative_to(folder))]
@@ -274,7 +286,7 @@ def test_each_phase_names_the_next_command(finished):
     for result, following in zip(results, SCRIPTS[1:], strict=False):
         assert f"next: python {ROOT / following} --config tiny.yaml" in result.stderr
     assert 'SentenceTransformer("checkpoints/model")' in results[-1].stderr
-    assert "| mean |" in results[-1].stdout
+    assert "  mean  " in results[-1].stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -78,7 +78,7 @@ def test_the_model_loads_and_says_what_it_is(recipe):
         assert getattr(card.data, key) == expected
     assert {one.dataset_name for one in card.data.eval_results} == {"NanoMSMARCO", "NanoHotpotQA"}
     assert "| teacher, projected |" in card.text
-    assert "| NanoMSMARCO | NanoHotpotQA | mean |" in result.stdout
+    assert "NanoMSMARCO NanoHotpotQA mean" in " ".join(result.stdout.split())
     report = (folder / "checkpoints/ModernBERT-small-v2/report.html").read_text()
     assert "No record was found" not in report
     assert len(re.findall("<h2>", report)) == 11

@@ -126,6 +126,18 @@ def test_another_initialisation_than_was_asked_for_is_said(model, used, shown, n
     assert ("used in place of guide" in page.texts) is shown
 
 
+def test_the_losses_before_training_have_a_comment(model, no_plots):
+    for student, said in (
+        (6.5, "no better than one with random weights. Before any training that says"),
+        (3.0, "2.90 "),
+    ):
+        losses = {"teacher": 2.0, "student": student, "random student": 5.9}
+        edit("checkpoints/init", lambda record, losses=losses: record.update(heldout_mlm_loss=losses))
+        assert f"The student starts {said}" in write_report(str(model)).read_text()
+    edit("checkpoints/init", lambda record: record.update(heldout_mlm_loss={"teacher": 2.0}))
+    assert "The student starts" not in write_report(str(model)).read_text()
+
+
 def test_a_model_that_ended_worse_is_said_first(model, no_plots):
     worse = {"measure": "held-out similarity", "began": 0.71, "ended": -0.02}
     edit(model, lambda record: record.update(ended_worse=worse))
@@ -231,6 +243,7 @@ def test_in_a_browser(model, tmp_path):
             visit = browser.visit(url, width, scheme, media)
             (shots / f"report-{width}-{scheme}.png").write_bytes(visit.png)
             assert (visit.complaints, visit.requests, visit.width) == ([], [url], width)
+            assert width < 480 or len(set(visit.nav)) == 1, visit.nav  # a phone has no scrollbars
         visit = browser.visit(bad.as_uri(), 390)  # the checks see what they are for
         assert any("no" in complaint for complaint in visit.complaints)
         assert "https://example.org/x.png" in visit.requests

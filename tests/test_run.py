@@ -1,8 +1,10 @@
 """python -m modernbert_small.run: what it says before it starts, which phases it starts, and how it stops."""
 
+import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -92,11 +94,117 @@ def test_a_dry_run_says_what_each_phase_does_and_starts_none(started, monkeypatc
     assert "some 38 texts with 1,000 tokens" in out  # 4,500 bytes, 26 tokens a text
     for lines in (
         "create_dataset.py: to do\n    reads   own=own.txt, big, msmarco, hotpotqa\n    writes  data/corpus\n",
-        "pre_train.py: goes on\n    reads   data/corpus, checkpoints/init\n    writes  checkpoints/mlm\n",
+        "pre_train.py: goes on, but create_dataset makes again what it read; if that comes out different, the run",
+        "    reads   data/corpus, checkpoints/init\n    writes  checkpoints/mlm\n",
         "    reads   teacher, data/corpus\n    writes  data/distil, checkpoints/teacher\n    takes   some ",
         "Note: distil_train: tokens_per_batch 100000000 needs some",
     ):
         assert lines in out
+
+
+def record(folder, **settings):
+    Path(folder).mkdir(parents=True)
+    by_source = [{"source": "own", "kind": "document", "rows": 40, "tokens": 900}]
+    Path(folder, "run.json").write_text(json.dumps({"settings": settings, "by_source": by_source}))
+
+
+def test_a_finished_phase_of_other_settings_is_said_with_what_will_happen(started, monkeypatch, capsys):
+    record("data/corpus", max_seq_length=64, sources=["own=own.txt"], seed=42, output_dir="elsewhere", strict=False)
+    record("checkpoints/init", seed=42, hidden_size=32)
+    record("checkpoints/mlm", bf16=True, max_steps=6, learning_rate=1e-3)
+    run(monkeypatch, "my.yaml", "--dry_run")
+    out = capsys.readouterr().out
+    assert "create_dataset.py: finished\n" in out
+    changed = "init_model_mlm.py: finished with other settings (hidden_size: 32 -> 16); "
+    assert f"{changed}the run stops here unless you pass --overwrite or name other folders\n" in out
+    assert "pre_train.py: finished, but init_model_mlm makes again what it read; if that comes out different, th" in out
+    assert "distil_dataset.py: to do\n" in out
+    run(monkeypatch, "my.yaml", "--dry_run", "--overwrite")
+    assert f"{changed}it is made again\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "own=own.txt",
+            "own=fag.csv",
+            "create_dataset: sources own=fag.csv: no such file or folder; looked at {}/fag.csv",
+        ),
+        ("own=own.txt", "'own=data/foo.parquet:text=a'", "looked at {}/data/foo.parquet"),
+        (
+            "path: big",
+            "path: ./bgi",
+            "create_dataset: tokenizer_name_or_path ./bgi: no such file or folder; looked at {}/bgi",
+        ),
+        (
+            "path: teacher",
+            "path: my/models/teacher",
+            "create_distil_dataset: teacher_name_or_path my/models/teacher: no",
+        ),
+        ("eval_datasets: []", "eval_datasets: [s.csv]", "distil_train: eval_datasets s.csv: no such file or folder"),
+        ("eval_datasets: []", "eval_datasets: [hotpotqu]", "--eval_datasets hotpotqu: no such folder or file, and not"),
+        ("eval_datasets: []", "eval_datasets: [pairs.csv]", "--eval_datasets pairs.csv: found columns ask, reply; exp"),
+        ("own=own.txt", "'own=pairs.csv:query=aks,positive=reply'", "pairs.csv: no column 'aks'; found ask, reply"),
+    ],
+)
+def test_what_is_not_there_or_has_other_columns_is_found_before_anything_starts(started, monkeypatch, old, new, said):
+    Path("pairs.csv").write_text("ask,reply\nwho,me\n")
+    assert old in RECIPE
+    Path("my.yaml").write_text(RECIPE.replace(old, new))
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, "my.yaml", "--dry_run")
+    assert said.format(Path.cwd()) in str(error.value)
+    assert not started
+
+
+def test_what_the_recipe_writes_need_not_be_there_and_the_hub_is_said(started, monkeypatch, capsys):
+    heldout = "eval_datasets: [data/corpus/sub/heldout]"
+    Path("my.yaml").write_text(RECIPE.replace("eval_datasets: []", heldout).replace("own=own.txt", "own=texts"))
+    run(monkeypatch, "my.yaml", "--dry_run")
+    assert "reads   own=texts (not here, so from the Hugging Face hub), big, msmarco" in capsys.readouterr().out
+
+
+KILLED = """
+import threading
+from pathlib import Path
+from modernbert_small import pipeline
+from modernbert_small.settings.sections import SECTIONS, Section
+
+for _ in range(8):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+pipeline.ROOT = Path.cwd()
+SECTIONS["pre_train"] = Section("phase.py", None)
+pipeline.run_phase("pre_train", Path("recipe.yaml"))
+"""
+ITS_PHASE = """
+import signal, time
+from pathlib import Path
+from modernbert_small.run.script import run_script
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: Path("told").open("a").write("once "))
+    Path("started").touch()
+    while not Path("told").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    Path("saved").touch()
+
+run_script(main)
+"""
+
+
+def test_a_killed_run_tells_its_phase_to_stop_once(tmp_path):
+    (tmp_path / "phase.py").write_text(ITS_PHASE)
+    running = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
+    for name in ("started", "saved"):
+        end = time.monotonic() + 60
+        while not (tmp_path / name).exists():
+            assert time.monotonic() < end, name
+            time.sleep(0.01)
+        running.kill()
+    running.wait()
+    assert (tmp_path / "told").read_text() == "once "
 
 
 def test_all_phases_or_those_from_one(started, monkeypatch):

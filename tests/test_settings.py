@@ -22,14 +22,15 @@ from tokenizers import Tokenizer, models
 
 from modernbert_small.corpus.sources import source_locations
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.readers import READERS
 from modernbert_small.run.script import next_command, run_script
 from modernbert_small.run.tables import aligned, markdown_table
-from modernbert_small.settings.parse import parse_settings, require_inputs
+from modernbert_small.settings.parse import check_command_line, parse_settings, require_inputs
 from modernbert_small.settings.parser import declared_settings
 from modernbert_small.settings.pre_train import PreTrainSettings
 from modernbert_small.settings.recipe import read_recipe
 from modernbert_small.settings.sections import SECTIONS, Section
-from modernbert_small.settings.whole import full_recipe
+from modernbert_small.settings.whole import full_recipe, missing_paths
 
 CLASSES = dict(
     zip(
@@ -249,6 +250,62 @@ def test_what_is_missing_names_the_phase_and_command_that_make_it(tmp_path, monk
         require_inputs("distil_train", args)
 
 
+@pytest.mark.parametrize(
+    ("section", "flags", "said"),
+    [
+        (
+            "init_model_mlm",
+            ["--hidden_size", "128", "--num_attention_heads", "2"],
+            "hidden_size 128, by its flag, and cr",
+        ),
+        ("create_distil_dataset", ["--embedding_dim=128"], "embedding_dim 128, by its flag; expected the same"),
+        (
+            "distil_train",
+            ["--max_seq_length", "2048"],
+            "max_seq_length 2048, by its flag, but init_model_mlm has max_p",
+        ),
+    ],
+)
+def test_sections_must_agree_with_the_flags_in_place(tmp_path, section, flags, said):
+    text = "init_model_mlm: {hidden_size: 192, num_attention_heads: 3}\ncreate_distil_dataset: {embedding_dim: 192}"
+    config = ["--config", recipe(tmp_path, text)]
+    parse_settings(SECTIONS[section].settings, section, None, [*config, "--output_dir", "elsewhere"])
+    with pytest.raises(UserError) as error:
+        parse_settings(SECTIONS[section].settings, section, None, [*config, *flags])
+    assert said in str(error.value)
+
+
+def test_a_flag_may_put_right_what_does_not_agree(tmp_path):
+    config = ["--config", recipe(tmp_path, "init_model_mlm: {hidden_size: 128, num_attention_heads: 5}")]
+    flags = ["--hidden_size", "384", "--num_attention_heads", "6"]
+    own = SECTIONS["init_model_mlm"].settings
+    assert parse_settings(own, "init_model_mlm", None, [*config, *flags]).hidden_size == 384
+
+
+@pytest.mark.parametrize("name", [f"some.{known[1:]}" for known in READERS] + ["./x", "~x/y", "/x", "a/b/c"])
+def test_what_looks_like_a_path_must_be_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    phase_1 = {"create_dataset": {"sources": [f"own={name}:text=a"], "eval_datasets": ["msmarco"], "output_dir": "c"}}
+    (problem,) = missing_paths(phase_1, ["create_dataset"])
+    assert problem.startswith(f"create_dataset: sources own={name}:text=a: no such file or folder; looked at ")
+    for maybe in ("org/name", "org/name.v2", "my_texts"):
+        phase_1["create_dataset"]["sources"] = [f"own={maybe}", "npr"]
+        assert missing_paths(phase_1, ["create_dataset"]) == []
+
+
+def test_a_script_names_what_is_missing_of_its_own_section(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = recipe(tmp_path, "create_dataset: {sources: [own=a.csv]}\ninit_model_mlm: {teacher_name_or_path: ./big}")
+    for section, said in (
+        ("create_dataset", f"error: --sources own=a.csv: no such file or folder; looked at {tmp_path}/a.csv; check"),
+        ("init_model_mlm", f"error: --teacher_name_or_path ./big: no such file or folder; looked at {tmp_path}/big;"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["script.py", "--config", config])
+        with pytest.raises(SystemExit):
+            check_command_line(section, None)
+        assert capsys.readouterr().err.startswith(said)
+
+
 def test_the_next_command_is_right_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["create_dataset.py"])
     monkeypatch.chdir(ROOT)
@@ -345,7 +402,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     (tmp_path / "folder" / "b.\x1b[31m\x9b").touch()
     for source, shown in (
         (name, "error: own\\x1b[2J\\n\\u202e.jsonl: found columns col\\x1b[31mumn;"),
-        ("folder", "1 files of other kinds not read: .\\x1b[31m\\x9b"),
+        ("folder", "1 file of other kinds not read: .\\x1b[31m\\x9b"),
     ):
         flags = ["--sources", f"own={source}", "--tokenizer_name_or_path", "nowhere"]
         said = run_in_process(SCRIPTS[0], tmp_path, capsys, *flags).stderr

@@ -146,7 +146,8 @@ def test_bad_columns_and_values_are_named(tmp_path, suffix, columns, message):
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "cannot be read"),
         ("list.jsonl", b"[1]", "expected a JSON object, found [1]"),
         ("short.csv", b"query,positive\nonly one field\n", "row 1, column 'positive': null"),
-        ("empty.jsonl", b"", "found columns none"),
+        ("empty.jsonl", b"", "is empty: it has neither columns nor rows; expected one of text"),
+        ("empty.csv", b"", "empty.csv: is empty: it has neither columns nor rows; expected one of text"),
         ("lines.tsv", b'"first\n\nsecond"\tthird\n', "found columns first second, third"),
         (
             "commas.csv",

@@ -25,9 +25,11 @@ def account(kept=0.92, interval=(0.9, 0.94), ceiling=0.99, mixed=0.91, queries=7
     return {"retrieval": rows, "queries": {"A": queries - 1, "B": 1}}
 
 
-def records(of_account, texts=500_000, cosines=(0.80, 0.85, 0.86, 0.861), kinds=("query", "document"), longest=128):
+def records(
+    of_account, texts=500_000, cosines=(0.80, 0.85, 0.86, 0.861), kinds=("query", "document"), longest=128, epochs=2.0
+):
     """The records of phases 1 and 5, as far as a verdict needs them; `cosines`: held out, at equal distances."""
-    history = [{"step": 10 * i, "eval_similarity": cosine} for i, cosine in enumerate(cosines, 1)]
+    history = [{"step": 10 * i, "eval_similarity": cosine, "epoch": epochs} for i, cosine in enumerate(cosines, 1)]
     corpus = {"by_source": [{"kind": kind} for kind in kinds], "settings": {"max_seq_length": longest}}
     return {
         "create_dataset": corpus,
@@ -91,7 +93,17 @@ def test_what_to_do_next_by_the_account():
         (account(), {"kinds": ["document"]}, ["Add queries to the corpus: it holds none", larger]),
         (account(), {"texts": 12_596}, ["Add text and queries like those that will be searched: the stu", larger]),
         (account(), {"longest": 1024}, ["Cut the texts shorter than 1,024 tokens", larger]),
-        (account(), {"cosines": (0.7, 0.8)}, ["Train for more steps: in the last quarter of the training", larger]),
+        (
+            account(),
+            {"cosines": (0.7, 0.8)},
+            ["Train for more steps: the training was short, since in its las", larger],
+        ),
+        (account(), {"cosines": (0.7, 0.8), "texts": 12_596}, ["Train for more steps", "Add text", larger]),
+        (
+            account(),
+            {"epochs": 0.12, "texts": 12_596},
+            ["Train for more steps: the training was short, since it", larger],
+        ),
         (account(0.98), {}, ["Nothing more is needed"]),
         (account(0.965, ceiling=0.97), {}, ["Raise the ceiling"]),
     ):
@@ -110,11 +122,27 @@ def test_a_comparison_that_failed_or_never_was():
 
 @pytest.mark.parametrize(
     ("cosines", "rose"),
-    [((0.8, 0.82), 0.02), ((0.8, 0.805), None), ((0.8, 0.9, 0.9, 0.9), None), ((0.9,), None), ((), None)],
+    [((0.8, 0.82), "0.020"), ((0.8, 0.805), None), ((0.8, 0.9, 0.9, 0.9), None), ((0.9,), None), ((), None)],
 )
 def test_whether_the_held_out_cosine_still_rose(cosines, rose):
     """The last quarter counts: of four evaluations the last step, of two the whole second half."""
-    assert rising(records({}, cosines=cosines)["distil_train"]) == pytest.approx(rose)
+    said = rose and f"the held-out cosine still rose by {rose}"
+    assert rising(records({}, cosines=cosines)["distil_train"]) == said
+
+
+def test_a_short_run_without_evaluations_is_judged_by_its_loss():
+    history = [{"step": step, "loss": loss, "epoch": 0.01 * step} for step, loss in ((10, 0.8), (20, 0.5), (30, 0.4))]
+    final = records(account(), texts=9000)
+    final["distil_train"]["history"] = [*history, {"step": 30, "eval_similarity": 0.6, "epoch": 0.3}]
+    assert rising(final["distil_train"]) == "the loss still fell by 20.0\xa0%"
+    _, steps = words(verdict(final))
+    assert steps[0] == (
+        "Train for more steps: the training was short, since it has read only 30.0\xa0% of its texts and in its last "
+        "quarter the loss still fell by 20.0\xa0%. Raise max_steps of phase 5, or leave it out."
+    )
+    assert not any(step.startswith("Add text") for step in steps)
+    final["distil_train"]["history"][2]["loss"] = 0.49
+    assert rising(final["distil_train"]) is None
 
 
 def test_the_teachers_documents_are_recommended_only_where_they_win():

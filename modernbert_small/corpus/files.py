@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.readers import KNOWN_ENDINGS, ending
+from modernbert_small.run.tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def find_files(name: str, path: Path) -> list[Path]:
         raise UserError(f"--sources {name}={path}: found {found} in the folder; expected {KNOWN_ENDINGS}")
     require_inside(name, path, files)
     if others:
-        logger.info("%s: %d files of other kinds not read: %s", name, len(visible) - len(files), ", ".join(others))
+        left = counted(len(visible) - len(files), "file")
+        logger.info("%s: %s of other kinds not read: %s", name, left, ", ".join(others))
     return files
 
 

@@ -24,7 +24,7 @@ from huggingface_hub import constants, snapshot_download
 
 from modernbert_small.corpus.docstrings import PACKAGES, python_files, read_docstrings
 from modernbert_small.corpus.files import find_files, require_inside
-from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, listed, split_mapping
+from modernbert_small.run.columns import LAYOUTS, NAMES, UnusableError, find_columns, listed_columns, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_of_the_network, is_own, reason, why_the_hub_failed
 from modernbert_small.run.readers import ROWS_PER_READ, BadRow, Piece, Table, Values, ending, open_file
@@ -230,7 +230,7 @@ def recognise(columns: Sequence[str], where: str, mapping: Mapping[str, str] = M
         return [Field((found["query"][0],), QUERY), *(Field(document, DOCUMENT) for document in documents)]
     if texts:
         return [Field(texts[0], DOCUMENT)]
-    raise UnusableError(f"{where}: found columns {listed(columns)}; expected {LAYOUTS}")
+    raise UnusableError(f"{where}: {listed_columns(columns)}; expected {LAYOUTS}")
 
 
 def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
@@ -257,7 +257,7 @@ def _open_source(name: str, location: str | None, is_strict: bool) -> Source:
         openers = {f"{name} ({place.path})": partial(_open_dataset, name, place.path, config)}
     else:
         quotes = "; in a recipe put quotes around a whole source with a mapping" if name in NAMES else ""
-        raise UserError(f"--sources {name}={location}: no such file or folder{quotes}")
+        raise UserError(f"--sources {name}={location}: no such file or folder; looked at {path.absolute()}{quotes}")
     _open_parts(source, openers, place.columns)
     return source
 
@@ -513,10 +513,10 @@ def _why_not(name: str, location: str, config: str | None, error: Exception) -> 
     if Path(location).exists():
         of_config = f" of config {config}" if config else ""
         return f"cannot be opened ({reason(error)}); expected split train{of_config}"
-    or_path = f"or pass --sources {name}=<local path>"
+    or_path, not_here = f"or pass --sources {name}=<local path>", f"no such folder here ({Path(location).absolute()})"
     if constants.HF_HUB_OFFLINE:
         return (
-            "no such folder here, HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with "
+            f"{not_here}, HF_HUB_OFFLINE is set, and the hub's cache holds no copy; fetch one with "
             f"`hf download --repo-type dataset {location}`, {or_path}"
         )
-    return f"no such folder here, and {why_the_hub_failed(error)}, {or_path}"
+    return f"{not_here}, and {why_the_hub_failed(error)}, {or_path}"

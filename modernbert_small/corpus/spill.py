@@ -27,6 +27,7 @@ from modernbert_small.run.manifest import damage, write_manifest
 from modernbert_small.run.prefetch import ahead
 from modernbert_small.run.processes import dealt, gathered, rank
 from modernbert_small.run.records import write_json
+from modernbert_small.run.tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _summed(name: str, counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The counts of a source's units together, logged."""
     total = {what: sum(count[what] for count in counts) for what in _COUNTED}
     first = next((count["first_skipped"] for count in counts if count["skipped"]), "")
-    logger.info("%s: %s texts of %s rows", name, f"{total['spilled']:,}", f"{total['rows']:,}")
+    logger.info("%s: %s of %s", name, counted(total["spilled"], "text"), counted(total["rows"], "row"))
     if total["skipped"] and rank() == 0:
         logger.warning("%s: rows skipped: %s; the first: %s", name, f"{total['skipped']:,}", first)
     return {**total, "first_skipped": first}
@@ -155,7 +156,7 @@ def _batches(rows: Iterable[Row], counts: Counter[str], name: str) -> Iterator[R
             yield batch
             batch, characters = [], 0
         if counts["rows"] % _ROWS_PER_MESSAGE == 0:
-            logger.info("%s: %s rows read", name, f"{counts['rows']:,}")
+            logger.info("%s: %s read", name, counted(counts["rows"], "row"))
     if batch:
         yield batch
 

@@ -40,6 +40,7 @@ from modernbert_small.evaluation.systems import (
     truncated_widths,
 )
 from modernbert_small.run.errors import UserError
+from modernbert_small.run.tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,8 @@ def _retrieval(
                 cosines.setdefault(name, []).append(_mean_cosines(matrix, gains))
         for system, matrix in scores.items():
             per_query.setdefault(system, {})[dataset.name] = ndcg_at_10(matrix, gains)
-        logger.info("%s: %d queries, %d documents", dataset.name, len(dataset.queries), len(dataset.corpus))
+        queries, documents = counted(len(dataset.queries), "query", "queries"), counted(len(dataset.corpus), "document")
+        logger.info("%s: %s, %s", dataset.name, queries, documents)
     return {
         "retrieval": [retrieval_row(system, by_set, per_query[TEACHER]) for system, by_set in per_query.items()],
         "grid": _grid(shares),
@@ -212,7 +214,7 @@ def refuse_or_warn(dataset: RetrievalSet, flag: str | None) -> None:
     """
     found = (
         f"{dataset.name}: the teacher's nDCG@10 is 0: it ranks no relevant document among the first ten for any of "
-        f"{len(dataset.queries):,} queries, so no share of it can be given"
+        f"{counted(len(dataset.queries), 'query', 'queries')}, so no share of it can be given"
     )
     if flag is not None:
         raise UserError(f"{flag} {found}; leave this set out, check its qrels, or use a teacher that finds something")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modernbert_small.evaluation import checks
-from modernbert_small.run.columns import LAYOUTS, Place, find_columns, listed, split_mapping
+from modernbert_small.run.columns import LAYOUTS, Place, find_columns, listed, listed_columns, split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.hub import is_own, reason
 from modernbert_small.run.readers import KNOWN_ENDINGS, BadRow, ending, open_file
@@ -85,7 +85,7 @@ def read_answers(where: str, place: Place, columns: Sequence[str]) -> Parts:
     wanted = [names[0] for names in (found["query"], found["positive"] or found["text"], found["score"]) if names]
     if not found["query"] or len(wanted) < 2:
         raise UserError(
-            f"{where}: found columns {listed(columns)}; expected {', '.join(PAIR_COLUMNS)}, or queries: {LAYOUTS}"
+            f"{where}: {listed_columns(columns)}; expected {', '.join(PAIR_COLUMNS)}, or queries: {LAYOUTS}"
         )
     unused = ", ".join(name for name in columns if name not in wanted)
     logger.info("%s: read: %s%s", where, ", ".join(wanted), f"; not used: {unused}" if unused else "")

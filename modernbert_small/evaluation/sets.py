@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ALL_NANOBEIR = "nanobeir"
 STSB = "stsb"
+HUB_SETS = {STSB, ALL_NANOBEIR, *DATASET_NAME_TO_HUMAN_READABLE}
 _STSB_HUB_ID = "sentence-transformers/stsb"
 _SHARD = re.compile(r"(?P<name>.+?)(-\d{5}-of-(?P<files>\d{5}))?")  # `wiki-en-00000-of-00001` is of the set wiki-en
 
@@ -116,7 +117,7 @@ def _load(flag: str, name: str) -> list[_Found]:
     known = ", ".join(DATASET_NAME_TO_HUMAN_READABLE)
     raise UserError(
         f"{flag} {name}: no such folder or file, and not one of NanoBEIR's sets ({known}), {ALL_NANOBEIR} for all of "
-        f"them, or {STSB}"
+        f"them, or {STSB}; looked at {path.absolute()}"
     )
 
 

@@ -62,3 +62,22 @@ def log_start(student: ModernBertForMaskedLM, report: Mapping[str, Any]) -> None
         logger.info("  %s", line)
     for name, loss in report["heldout_mlm_loss"].items():
         logger.info("held-out MLM loss, %-14s %.3f nats", name, loss)
+    if comment := comment_on_losses(report["heldout_mlm_loss"]):
+        logger.info("%s", comment)
+
+
+def comment_on_losses(losses: Mapping[str, float]) -> str:
+    """What the losses before any training say, in a sentence; nothing if one of the two students has none.
+
+    Args:
+        losses: in nats by model, as `measure_start` names them.
+    """
+    if not {"student", "random student"} <= losses.keys():
+        return ""
+    gain = losses["random student"] - losses["student"]
+    if gain > 0:
+        return f"The student starts {gain:.2f} nats better than one with random weights."
+    return (
+        "The student starts no better than one with random weights. Before any training that says little: its other "
+        "layers do not use yet what it has from the teacher."
+    )

@@ -42,9 +42,15 @@ def usable_init(requested: Init, teacher: PreTrainedModel) -> Init:
     if requested == "all_layers":
         if isinstance(teacher, ModernBertModel):
             return requested
-        raise UserError(f"init: all_layers needs a ModernBERT, found a {found}; use --init guide")
+        raise UserError(
+            f"init: all_layers needs a ModernBERT, found a {found}, whose layers are built otherwise; use --init "
+            "embeddings, which takes the token embeddings of any encoder"
+        )
     logger.warning(
-        "the teacher is a %s, not a ModernBERT with masked-LM head: its embeddings transfer, its layers do not", found
+        "init: guide takes layers from a ModernBERT with masked-LM head, found a %s: only its token embeddings "
+        "transfer, as with --init embeddings; all layers start at random%s",
+        found,
+        "; --init all_layers transfers them too" if isinstance(teacher, ModernBertModel) else "",
     )
     return "embeddings"
 

@@ -9,6 +9,7 @@ import torch
 
 from modernbert_small.packed.flops import PEAK_RATES, find_gpu
 from modernbert_small.run.devices import best_device, compute_dtype
+from modernbert_small.run.tables import counted
 
 # Shares of the rate that phases reach. Of a data sheet's rate they are assumed, with compiled layers: a narrow
 # student's matrix products keep tensor cores less busy than a wide teacher's. Without compilation, memory traffic
@@ -75,7 +76,7 @@ def this_machine() -> Machine:
         if known := find_gpu(name):
             return Machine(f"one {known}", PEAK_RATES[known], OF_THE_DATA_SHEET, bf16, memory)
     else:
-        name = f"a CPU, {torch.get_num_threads()} threads, no GPU"
+        name = f"a CPU, {counted(torch.get_num_threads(), 'thread')}, no GPU"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return Machine(name, _measured_rate(device), OF_A_MEASUREMENT, bf16, memory)
 

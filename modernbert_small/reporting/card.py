@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modernbert_small.evaluation.overlap import overlap_words
 from modernbert_small.evaluation.systems import MIXED, STUDENT
 from modernbert_small.evaluation.tables import format_account
 from modernbert_small.reporting.formats import count
@@ -15,7 +16,7 @@ from modernbert_small.reporting.paths import public_record, public_text, without
 from modernbert_small.reporting.render import render
 from modernbert_small.reporting.verdict import cosines_note, mixed_is_better
 from modernbert_small.run.records import RUN_FILE, find_records, read_run
-from modernbert_small.run.tables import markdown_table
+from modernbert_small.run.tables import counted, markdown_table
 
 # As their publishers state them. For a source that is not listed here, no licence is known.
 LICENCES = {
@@ -220,13 +221,13 @@ def contamination(corpora: Sequence[dict[str, Any]], overlap: dict[str, int]) ->
         dropped = sum(counts.get("contaminated", 0) for corpus in corpora for counts in corpus["dropped"].values())
         note = (
             f"Texts that equal a query of {', '.join(names)}, or share 13 words in a row with one, were kept out of "
-            f"the corpus: {dropped:,} texts."
+            f"the corpus: {counted(dropped, 'text')}."
         )
     else:
         note = "No evaluation set was kept out of the corpus."
     if not overlap:
         return note
-    met = [f"{number:,} training texts equal a query of {name}" for name, number in overlap.items()]
+    met = [overlap_words(name, number) for name, number in overlap.items()]
     return f"{note} {'; '.join(met)}, so these scores are higher than on texts that the model has not seen."
 
 
@@ -259,7 +260,7 @@ def write_model_card(folder: Path, args: DistilSettings, record: dict[str, Any],
         mixed=(kept[MIXED], kept[STUDENT]) if mixed_is_better(account) else None,
         cosines=cosines_note(account),
         similarity=f"{record['heldout_similarity']:.4f}",
-        comparison=without_paths(format_account(account)) or "No evaluation set was given.",
+        comparison=without_paths(format_account(account, markdown_table)) or "No evaluation set was given.",
         rows=count(record["rows"]["train"]),
         steps=count(record["steps"]),
         recipe=recipe(args, records),

@@ -1,5 +1,7 @@
 """Numbers as a reader sees them."""
 
+from modernbert_small.run.tables import counted
+
 _SIZES = ((1e9, " B"), (1e6, " M"), (1e3, " k"))
 _TIMES = ((86400, "days"), (3600, "h"), (60, "min"))
 
@@ -16,7 +18,7 @@ def count(number: float) -> str:
 
 def queries(number: int) -> str:
     """A number of queries, such as `1,400 queries`."""
-    return f"{count(number)} {'query' if number == 1 else 'queries'}"
+    return counted(number, "query", "queries")
 
 
 def short(number: float) -> str:

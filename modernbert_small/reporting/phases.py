@@ -11,6 +11,7 @@ from typing import Any
 
 from modernbert_small.evaluation.metrics import perplexity
 from modernbert_small.evaluation.systems import STUDENT, TEACHER
+from modernbert_small.initialise.report import comment_on_losses
 from modernbert_small.reporting.formats import count, percent, queries, short
 from modernbert_small.reporting.page import (
     Figure,
@@ -129,6 +130,7 @@ def initialisation(record: Record) -> Section:
             _spectrum("embeddings", spectrum, "Token embeddings.", "Variance"),
             table(caption, ["Model", "Loss", "Perplexity"], losses),
         ),
+        Paragraph(comment) if (comment := comment_on_losses(record.get("heldout_mlm_loss", {}))) else None,
     )
 
 
@@ -157,7 +159,7 @@ def pre_training(record: Record) -> Section:
     loss = record.get("heldout_mlm_loss")
     return section(
         tiles(
-            ("Held-out loss", loss, "{:.3f}".format, "nats per masked token"),
+            ("Held-out loss", loss, "{:.3f}".format, "nats per masked token, less is better"),
             ("Held-out perplexity", loss and perplexity(loss), short, "like a guess among so many tokens"),
             *_training_tiles(record),
         ),

@@ -153,35 +153,52 @@ def _steps(records: Mapping[str, Record], rows: Rows) -> Iterator[str]:
 
 
 def _more_training(records: Mapping[str, Record]) -> Iterator[str]:
-    """What makes a student nearer to its teacher: text, shorter texts, steps, size."""
+    """What makes a student nearer to its teacher: queries, steps, text, shorter texts, size.
+
+    Steps come before text: a student that still learns, or has not read all of its texts, needs no others yet.
+    """
     final, corpus = records["distil_train"], records.get("create_dataset", {})
     texts, kinds = final.get("rows", {}).get("train"), {entry["kind"] for entry in corpus.get("by_source", ())}
     if kinds and "query" not in kinds:
         yield "Add queries to the corpus: it holds none, so the student has to guess where the teacher puts a query."
-    if texts is not None and texts < MANY_TEXTS:
+    share = max((entry["epoch"] for entry in final.get("history", ()) if "epoch" in entry), default=1.0)
+    reasons = [f"it has read only {percent(share)} of its texts"] if share < 1 else []
+    if still := rising(final):
+        reasons.append(f"in its last quarter {still}")
+    if reasons:
+        more = "Raise max_steps of phase 5, or leave it out." if share < 1 else "Raise num_train_epochs of phase 5."
+        yield f"Train for more steps: the training was short, since {' and '.join(reasons)}. {more}"
+    if texts is not None and texts < MANY_TEXTS and share >= 1:
         yield f"Add text and queries like those that will be searched: the student has seen {count(texts)} texts."
     if (longest := corpus.get("settings", {}).get("max_seq_length", 0)) > SHORT_TEXTS:
         yield (
             f"Cut the texts shorter than {count(longest)} tokens (max_seq_length of phase 1; we measured "
             f"{SHORT_TEXTS}): every text gives one label, so shorter texts give more labels for the same work."
         )
-    if gain := rising(final):
-        yield (
-            f"Train for more steps: in the last quarter of the training the held-out cosine still rose by {gain:.3f}. "
-            "Raise num_train_epochs of phase 5, or add text."
-        )
     yield "If that is not enough, choose a larger student: more layers, or a wider one (docs/another-size.md)."
 
 
-def rising(final: Record) -> float | None:
-    """How much the held-out cosine rose in the last quarter of the training, None if it was little or is not known.
+def rising(final: Record) -> str | None:
+    """What still became better in the last quarter of the training, in words; None if little did or it is not known.
+
+    It is the held-out cosine or, in a training that was evaluated once at most, the training loss. The loss is the
+    squared distance to the labels, so both are compared with the same bound.
 
     Args:
         final: phase 5's record, with `history`, the Trainer's log.
     """
-    logged = {e["step"]: e["eval_similarity"] for e in final.get("history", ()) if "eval_similarity" in e}
+    if found := _last_quarter(final, "eval_similarity"):
+        before, after = found
+        is_rising = after - before > RISING * (1 - before)
+        return f"the held-out cosine still rose by {after - before:.3f}" if is_rising else None
+    if found := _last_quarter(final, "loss"):
+        before, after = found
+        return f"the loss still fell by {percent(1 - after / before)}" if before - after > RISING * before else None
+    return None
+
+
+def _last_quarter(final: Record, name: str) -> tuple[float, float] | None:
+    """A logged value at the end, and where it was last logged before the last quarter began; None if never."""
+    logged = {entry["step"]: entry[name] for entry in final.get("history", ()) if name in entry}
     early = [step for step in logged if step <= 0.75 * max(logged)]
-    if not early:
-        return None
-    before, after = logged[max(early)], logged[max(logged)]
-    return after - before if after - before > RISING * (1 - before) else None
+    return (logged[max(early)], logged[max(logged)]) if early else None

@@ -256,6 +256,21 @@ def _new_record(phase: str, settings: Mapping[str, Any], inputs: Mapping[str, st
     }
 
 
+def changed_settings(folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from those that an artefact was made with, as 'name: before -> now'.
+
+    Args:
+        folder: the artefact's, finished or not.
+        settings: of a recipe. Of those that are None, the phase chooses the value, so they count as equal.
+    """
+    before = read_run(folder).get("settings", {})
+    now = {name: json.loads(json.dumps(value, default=str)) for name, value in settings.items()}
+    chosen = [name for name, value in now.items() if value is None or name not in before]
+    before = {name: value for name, value in before.items() if name in now and name not in chosen}
+    now = {name: value for name, value in now.items() if name not in chosen}
+    return _differences({"phase": "", "settings": before}, {"phase": "", "settings": now, "inputs": {}})
+
+
 def _refuse_if_overtaken(final: Path, seen: tuple[int | None, int | None], flag: str) -> None:
     """Refuse if another run writes this artefact, or has written it since `seen` was taken.
 

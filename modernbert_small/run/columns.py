@@ -75,6 +75,11 @@ def listed(columns: Sequence[str]) -> str:
     return ", ".join(" ".join(column.split()) or repr(column) for column in columns) or "none"
 
 
+def listed_columns(columns: Sequence[str]) -> str:
+    """What columns a table has, for an error of one line."""
+    return f"found columns {listed(columns)}" if columns else "is empty: it has neither columns nor rows"
+
+
 def find_columns(columns: Sequence[str], where: str, mapping: Mapping[str, str]) -> dict[str, list[str]]:
     """The columns of each of NAMES, as many as there are.
 

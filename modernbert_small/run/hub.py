@@ -55,7 +55,8 @@ def explain_load_errors(flag: str, name_or_path: str) -> Iterator[None]:
             raise UserError(f"{flag} {name_or_path}: cannot be loaded from this folder: {reason(error)}") from error
         why = why_the_hub_failed(error)
         raise UserError(
-            f"{flag} {name_or_path}: no such folder here, and {why}, or pass {flag} <local folder>"
+            f"{flag} {name_or_path}: no such folder here ({Path(name_or_path).absolute()}), and {why}, or pass {flag} "
+            "<local folder>"
         ) from error
 
 

@@ -42,6 +42,9 @@ _NEXT = "modernbert_small/next"  # key of the store of all processes: the number
 _SECONDS_TO_END = 20
 
 
+PARENT_PIPE = "MODERNBERT_SMALL_PARENT_PIPE"  # in the environment: a pipe that closes when the parent has ended
+
+
 def rank() -> int:
     """This process's number among all."""
     return int(os.environ.get("RANK", "0"))
@@ -162,6 +165,21 @@ def end_soon_after_sigterm(last_words: str) -> None:
     # The interpreter writes a signal's number there when the signal comes, whatever the main thread does.
     signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_after_sigterm, args=(reading, writing, last_words), daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """From now on, send this process a SIGTERM when its parent has ended, if that has left a pipe to notice it by.
+
+    Linux' parent-death signal is not used: it comes once for each thread of the parent, and a second SIGTERM stops a
+    training before it is saved.
+    """
+    if pipe := os.environ.pop(PARENT_PIPE, None):
+        threading.Thread(target=_sigterm_at_end_of, args=(int(pipe),), daemon=True).start()
+
+
+def _sigterm_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)  # nothing is ever written to it
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_after_sigterm(reading: socket.socket, _writing: socket.socket, last_words: str) -> None:

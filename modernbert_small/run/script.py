@@ -14,7 +14,14 @@ from typing import NoReturn
 
 from modernbert_small.run import peers
 from modernbert_small.run.errors import Terminated, UserError, raise_stop
-from modernbert_small.run.processes import end_soon_after_sigterm, is_lost_process, local_world_size, rank, world_size
+from modernbert_small.run.processes import (
+    end_soon_after_sigterm,
+    end_with_parent,
+    is_lost_process,
+    local_world_size,
+    rank,
+    world_size,
+)
 from modernbert_small.run.tables import printable
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or of the installed packages
@@ -49,6 +56,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
     signal.signal(signal.SIGTERM, raise_stop)
     signal.signal(signal.SIGINT, raise_stop)
+    end_with_parent()
     if world_size() > 1:
         peers.last_words = f"error: {_LOST}: {_command()}"
         end_soon_after_sigterm(peers.last_words)

@@ -49,5 +49,10 @@ def aligned(rows: Cells, text_columns: Sequence[int] = (0,)) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things, such as `1 query` or `1,400 queries`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def _printable_cells(rows: Cells) -> list[list[str]]:
     return [[printable(cell, one_line=True) for cell in row] for row in rows]

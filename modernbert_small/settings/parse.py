@@ -16,7 +16,7 @@ from modernbert_small.run.script import exit_with_error, next_command, recipe_pa
 from modernbert_small.settings.parser import SettingsParser, declared_settings, field_values, flags
 from modernbert_small.settings.recipe import find_recipe, read_recipe
 from modernbert_small.settings.sections import CHAINS, SECTIONS, settings_class
-from modernbert_small.settings.whole import full_recipe
+from modernbert_small.settings.whole import full_recipe, missing_paths
 
 logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments")
@@ -36,6 +36,8 @@ def check_command_line(section: str, description: str | None) -> None:
         _refuse(args)
         if section != "init_model_mlm":  # which needs its corpus only for all_layers
             require_inputs(section, args)
+        if missing := missing_paths({section: vars(args)}, [section]):
+            raise UserError("; ".join(problem.replace(f"{section}: ", "--", 1) for problem in missing))
     except UserError as error:
         exit_with_error(error)
 
@@ -123,11 +125,15 @@ def _parse(
     recipe = recipe_path(list(command_line))
     given: dict[str, Any] = {}
     if recipe:
-        full_recipe(find_recipe(recipe))
         given = read_recipe(find_recipe(recipe)).get(section) or {}
+    names = flags(command_line)
     if dataclass_type is None:
-        dataclass_type = settings_class(section, {*given, *flags(command_line)} - {"config", "help"})
+        dataclass_type = settings_class(section, {*given, *names} - {"config", "help"})
     parser = SettingsParser(dataclass_type, description)
+    if recipe:
+        # Before the recipe's section becomes words here, so that its mistakes are named with it.
+        by_flag = vars(parser.parse(command_line))
+        full_recipe(find_recipe(recipe), {section: {name: by_flag[name] for name in names if name in by_flag}})
     return parser, parser.parse([*parser.words(given), *command_line])
 
 

@@ -1,10 +1,12 @@
 """A recipe checked whole: each section by itself, then what must agree between sections."""
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modernbert_small.run.columns import split_mapping
 from modernbert_small.run.errors import UserError
 from modernbert_small.settings.parser import SettingsParser, field_values
 from modernbert_small.settings.recipe import read_recipe
@@ -12,44 +14,101 @@ from modernbert_small.settings.sections import CHAINS, SECTIONS, settings_class
 
 Recipe = dict[str, dict[str, Any]]
 
+# The settings that name what phases read and no phase may have written: files, folders, or names on the hub.
+_READ = (
+    *("sources", "tokenizer_name_or_path", "teacher_name_or_path", "mlm_head_name_or_path", "model_name_or_path"),
+    "eval_datasets",
+)
+# Files that `run.readers` reads, whose import takes seconds; and paths that no name on the hub looks like.
+_LOCAL = re.compile(
+    r".*\.(jsonl?|[ct]sv|txt|md|html?|parquet|arrow|pdf)(\.(gz|bz2|zst))?|[.~/\\].*|[A-Za-z]:.*|.*/.*/.*", re.IGNORECASE
+)
 
-def full_recipe(recipe: Path) -> Recipe:
+
+def full_recipe(recipe: Path, flags: Recipe | None = None) -> Recipe:
     """A recipe over the scripts' defaults, by section and setting.
+
+    Args:
+        recipe: its file.
+        flags: settings of the command line, which stand above those of the recipe, by section.
 
     Raises:
         UserError: all that is wrong with the recipe: unknown sections and keys, wrong types, impossible values, and
             sections that do not agree. It names section and key.
     """
     given = {section: values or {} for section, values in read_recipe(recipe).items()}
+    flags = flags or {}
     whole: Recipe = {}
     problems: list[str] = []
     for section in SECTIONS:
         try:
-            whole[section], found = _resolve(section, given.get(section, {}))
+            whole[section], found = _resolve(section, given.get(section, {}), flags.get(section, {}))
         except UserError as error:
             message = str(error).removeprefix("argument --").removesuffix(" (see --help)")
             found = [message]
         problems += [f"{section}: {problem}" for problem in found]
     if len(whole) == len(SECTIONS):
-        problems += [*_disagreements(whole, given), *_broken_chains(whole, given)]
+        written = {section: values | flags.get(section, {}) for section, values in whole.items()}
+        problems += [*_disagreements(written, given, flags), *_broken_chains(whole, given)]
     if problems:
         raise UserError(f"{recipe}: {'; '.join(problems)}")
     return whole
 
 
-def _resolve(section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A section's settings with the defaults filled in, and what is wrong with them on any machine."""
+def missing_paths(whole: Recipe, sections: Sequence[str]) -> list[str]:
+    """What phases read that is no name on the hub by its look, and is not there.
+
+    Args:
+        whole: settings by section.
+        sections: the phases that will run. What one of `whole` writes need not be there yet.
+    """
+    return [
+        f"{section}: {key} {given}: no such file or folder; looked at {Path(path).absolute()}; check the path"
+        for section in sections
+        for key in _READ
+        for given in _items(whole[section].get(key))
+        if (path := location(key, given)) and _LOCAL.fullmatch(path)
+        if not Path(path).exists() and not is_written(whole, path)
+    ]
+
+
+def location(key: str, given: str) -> str:
+    """The path or hub id in a setting's value, without the name of a source and the mapping; empty for a name alone."""
+    if key == "sources":
+        given = os.path.expanduser(given.partition("=")[2])
+    return split_mapping(f"--{key}", given).path if key in ("sources", "eval_datasets") else given
+
+
+def is_written(whole: Recipe, path: str) -> bool:
+    """Whether a path is, or lies in, a folder that a phase of a recipe writes."""
+    folders = [os.path.abspath(whole[section][output]) for section, output in CHAINS if section in whole]
+    return any(os.path.commonpath([folder, os.path.abspath(path)]) == folder for folder in folders)
+
+
+def _items(value: str | Sequence[str] | None) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value or ()
+
+
+def _resolve(section: str, given: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A section's settings with the defaults filled in, and what is wrong with them and the flags on any machine."""
     parser = SettingsParser(settings_class(section, given))
     values = vars(parser.parse(parser.words(given)))
     own = SECTIONS[section].settings
-    return values, own(**field_values(own, values)).problems()
+    return values, own(**field_values(own, {**values, **flags})).problems()
 
 
-def _disagreements(whole: Recipe, given: Recipe) -> Iterator[str]:
-    """Sizes and lengths of different sections that do not fit together."""
+def _disagreements(whole: Recipe, given: Recipe, flags: Recipe) -> Iterator[str]:
+    """Sizes and lengths of different sections that do not fit together.
+
+    Args:
+        whole: all settings, with those of the command line.
+        given: those of the recipe.
+        flags: those of the command line.
+    """
 
     def shown(section: str, key: str) -> str:
         default = "" if key in given.get(section, {}) else ", the default"
+        default = ", by its flag" if key in flags.get(section, {}) else default
         return f"{section} has {key} {whole[section][key]}{default}"
 
     if whole["init_model_mlm"]["hidden_size"] != whole["create_distil_dataset"]["embedding_dim"]:
