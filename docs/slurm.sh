@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not head, whose end would end scontrol too
 
 # One torchrun on each machine, which starts a process for each of its GPUs.
 everywhere() {

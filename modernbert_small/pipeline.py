@@ -28,7 +28,7 @@ from modernbert_small.settings.create_dataset import HELDOUT
 from modernbert_small.settings.parse import require_inputs
 from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
 from modernbert_small.settings.sections import CHAINS, SECTIONS
-from modernbert_small.settings.whole import Recipe, full_recipe, is_written, location, missing_paths
+from modernbert_small.settings.whole import Recipe, full_recipe, is_written, leaves_out_phase_3, location, missing_paths
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +78,12 @@ def run_phase(section: str, recipe: Path, flags: Sequence[str] = ()) -> None:
 def needed_phases(recipe: Recipe, first: str) -> list[str]:
     """The sections from one on, without phase 3 if phase 5 starts from what phase 2 writes.
 
-    That is so for `init: all_layers` from an embedding model, which has no masked-LM head to train.
-
     Args:
         recipe: all sections with all settings.
         first: the section to begin with.
     """
-    is_left_out = recipe["distil_train"]["model_name_or_path"] == recipe["init_model_mlm"]["output_dir"]
     sections = list(SECTIONS)[list(SECTIONS).index(first) :]
-    return [section for section in sections if section != "pre_train" or not is_left_out]
+    return [section for section in sections if section != "pre_train" or not leaves_out_phase_3(recipe)]
 
 
 def state(output_dir: str) -> str:

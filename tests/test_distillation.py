@@ -78,7 +78,7 @@ def trainer(student, dataset, folder, **arguments):
     args = SentenceTransformerTrainingArguments(
         str(folder), use_cpu=True, report_to="none", learning_rate=1e-12, logging_steps=1, **arguments
     )
-    args.tokens_per_batch = 64
+    args.tokens_per_batch = args.tokens_per_process = 64
     return DistillationTrainer(
         model=student, args=args, train_dataset=dataset, eval_dataset=dataset, loss=MSELoss(student)
     )

@@ -205,6 +205,9 @@ def test_every_script_checks_every_section(tmp_path, section, text, said):
     [
         "distil_train: {model_name_or_path: answerdotai/ModernBERT-base}",  # no phase of this recipe makes a student
         "create_dataset: {seed: 1}\npre_train: {train_file: .}",  # another corpus, which is there
+        # nothing of phase 3 has to agree where it is left out
+        "init_model_mlm: {output_dir: a, max_position_embeddings: 512}\n"
+        "distil_train: {model_name_or_path: a, max_seq_length: 512, start: static}",
         "distil_train: {seed: 3, prompts: a}",  # the seed is the Trainer's, prompts are sentence-transformers'
     ],
 )

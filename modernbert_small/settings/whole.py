@@ -55,6 +55,19 @@ def full_recipe(recipe: Path, flags: Recipe | None = None) -> Recipe:
     return whole
 
 
+def leaves_out_phase_3(recipe: Recipe) -> bool:
+    """Whether phase 5 starts from what phase 2 writes.
+
+    That is so for `init: all_layers` from an embedding model, which has no masked-LM head to train, and for a student
+    whose embeddings phase 5 replaces, with `start: static`.
+
+    Args:
+        recipe: all sections with all settings.
+    """
+    start, first_weights = recipe["distil_train"]["model_name_or_path"], recipe["init_model_mlm"]["output_dir"]
+    return os.path.normpath(start) == os.path.normpath(first_weights)
+
+
 def missing_paths(whole: Recipe, sections: Sequence[str]) -> list[str]:
     """What phases read that is no name on the hub by its look, and is not there.
 
@@ -116,7 +129,7 @@ def _disagreements(whole: Recipe, given: Recipe, flags: Recipe) -> Iterator[str]
             f"{shown('init_model_mlm', 'hidden_size')}, and {shown('create_distil_dataset', 'embedding_dim')}; "
             "expected the same, since the student's vectors are compared with the labels"
         )
-    for section in ("pre_train", "distil_train"):
+    for section in ("distil_train",) if leaves_out_phase_3(whole) else ("pre_train", "distil_train"):
         if whole[section]["max_seq_length"] > whole["init_model_mlm"]["max_position_embeddings"]:
             yield (
                 f"{shown(section, 'max_seq_length')}, but {shown('init_model_mlm', 'max_position_embeddings')}; "
@@ -130,7 +143,8 @@ def _broken_chains(whole: Recipe, given: Recipe) -> Iterator[str]:
         written = whole[writer][output]
         for reader, key in readers:
             read = whole[reader][key]
-            if os.path.normpath(read) == os.path.normpath(written):
+            is_unused = leaves_out_phase_3(whole) and "pre_train" in (reader, writer)
+            if is_unused or os.path.normpath(read) == os.path.normpath(written):
                 continue
             if key not in given.get(reader, {}):
                 yield f"{reader}: {key} is {read}, the default, but {writer} writes {written}; add {key}: {written}"
