@@ -170,10 +170,6 @@ def distil(
     if args.start == "static":
         start_static(student, teacher, train_data)
     similarity = align(student, train_data, args.tokens_per_process)
-    logger.info(
-        "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
-        similarity,
-    )
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run, student[0].auto_model.config)

@@ -12,6 +12,8 @@ References:
     Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024 (rotations folded into a transformer's weights)
 """
 
+import logging
+
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
@@ -25,6 +27,8 @@ from modernbert_small.distil.labels import DistillationDataset
 from modernbert_small.packed.batches import PackedSampler, packed_features
 from modernbert_small.run.devices import bf16_autocast
 from modernbert_small.run.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS_PER_DIMENSION = 10
 
@@ -50,6 +54,10 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     vectors = _embed(student, dataset, rows, tokens_per_batch)
     Q = best_rotation(vectors, labels)
     cosines = {"before": _mean_cosine(vectors * weight, labels), "after": _mean_cosine(vectors @ Q.T.float(), labels)}
+    logger.info(
+        "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
+        cosines,
+    )
     if cosines["after"] > cosines["before"]:
         rotate(encoder, Q.to(encoder.device))
     else:
