@@ -44,7 +44,7 @@ from modernbert_small.evaluation.watched import PackedEvaluator
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.compiling import compile_layers
-from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.packed.tokens import tokenize_shares, tokenize_split
 from modernbert_small.packed.trainer import (
     compare_held_out_losses,
     last_evaluation,
@@ -164,6 +164,7 @@ def distil(
     retrieval_sets: list[RetrievalSet],
 ) -> dict[str, Any]:
     """Start and train the student, in the run's folder; returns the measurements for run.json."""
+    tokenize_shares(args.train_file, "train", "sentence", student.tokenizer, args.max_seq_length)
     with first_process_first():
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")

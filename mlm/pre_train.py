@@ -31,7 +31,7 @@ from modernbert_small.evaluation.metrics import perplexity
 from modernbert_small.packed.arguments import PackedTrainingArguments
 from modernbert_small.packed.attention import use_packed_attention
 from modernbert_small.packed.compiling import compile_layers
-from modernbert_small.packed.tokens import tokenize_split
+from modernbert_small.packed.tokens import tokenize_shares, tokenize_split
 from modernbert_small.packed.trainer import (
     PackedTrainer,
     compare_held_out_losses,
@@ -107,6 +107,7 @@ def pretrain(
     args: PreTrainArguments, run: Run, student: ModernBertForMaskedLM, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Train the student, in the run's folder; returns the measurements for run.json."""
+    tokenize_shares(args.train_file, "train", "text", tokenizer, args.max_seq_length)
     with first_process_first():
         train_data = load_data(args, tokenizer, "train")
         heldout = load_data(args, tokenizer, "validation")

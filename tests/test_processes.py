@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,10 @@ def one_and_two(folder):
         [script, constants, [*flags, "--gradient_accumulation_steps", "2"]]
         for script, constants, flags in jobs("twice", 128, "one")[1:]
     ]
-    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 256, "one")), (1, twice)):
+    for processes, run in ((1, jobs("one", 256)), (2, jobs("two", 256, "copy")), (1, twice)):
+        if processes == 2:  # the same labels, which these processes tokenise together
+            for name in ("distil", "teacher"):
+                shutil.copytree(folder / "one" / name, folder / "copy" / name)
         for script, constants, flags in run:
             changes = {"constants": constants, "environment": NO_GPU, "processes": processes}
             done = run_forked(script, folder, folder, *flags, **changes)
@@ -99,6 +103,16 @@ def test_labels_are_the_same_bytes(one_and_two):
     records = [json.loads((out / "distil" / "run.json").read_text()) for out in one_and_two]
     assert records[0]["files"] == records[1]["files"]
     assert records[0]["counts"] == records[1]["counts"]
+
+
+def test_tokens_are_the_same_bytes(one_and_two):
+    """Each process tokenises some of the eight files; nothing of their parts is left."""
+    stores = [one_and_two[0].with_name(name) / "distil.tokens" for name in ("one", "copy")]
+    files = [{str(path.relative_to(store)) for path in store.rglob("*.npy")} for store in stores]
+    assert files[0] == files[1]
+    assert len(files[0]) == 6  # tokens and offsets of both splits, and their labels
+    for file in files[0]:
+        assert (stores[0] / file).read_bytes() == (stores[1] / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("other", ["two", "twice"])

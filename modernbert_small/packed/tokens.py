@@ -29,6 +29,7 @@ from modernbert_small.run.durable import publish
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.manifest import damage, write_manifest
 from modernbert_small.run.places import lock_holder
+from modernbert_small.run.processes import dealt, from_first, wait_for_all, world_size
 from modernbert_small.run.progress import ProgressBar
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import count_rows, read_table, split_files
@@ -97,14 +98,53 @@ def tokenize_split(
     """
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
-    key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
-    folder = cache_folder(data, f"{split}-{key}")
+    folder = _store_folder(data, split, files, column, encoder)
+    parts = [_store_folder(data, split, [file], column, encoder) for file in files] if len(files) > 1 else []
     with made_once(folder) as partial:
-        if partial is not None:
+        if partial is None:
+            parts = []
+        elif parts and all(part.exists() for part in parts):
+            _join_stores(partial, parts)
+        else:
             _write_store(partial, f"tokenising {split}", files, column, encoder)
+        if partial is not None:
+            _check_counts(partial, files[0].parent)
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     tokens = np.asarray(np.load(folder / "tokens.npy", mmap_mode="r"))  # slices of a plain array take less time
     return TokenStore(tokens, np.load(folder / "offsets.npy"), counts["truncated"])
+
+
+def tokenize_shares(
+    data: str | Path, split: str, column: str, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> None:
+    """Tokenise the files of one split, each in one of the processes; `tokenize_split` then only joins them.
+
+    Every process must call this. With one process or one file it does nothing.
+
+    Args:
+        data, split, column, tokenizer, max_seq_length: as for `tokenize_split`.
+    """
+    files = split_files(data, split)
+    if world_size() == 1 or len(files) == 1:
+        return
+    encoder = text_tokenizer(tokenizer, max_seq_length)
+    whole = _store_folder(data, split, files, column, encoder)
+    if from_first(lambda: whole.exists() and not damage(whole)):
+        return
+    for number in dealt(len(files)):
+        file = files[number]
+        with made_once(_store_folder(data, split, [file], column, encoder)) as partial:
+            if partial is not None:
+                _write_store(partial, f"tokenising {file.name}", [file], column, encoder)
+    wait_for_all()
+
+
+def _store_folder(data: str | Path, split: str, files: Sequence[Path], column: str, encoder: Tokenizer) -> Path:
+    """The folder of the store of some files of a split."""
+    key = xxhash.xxh3_64_hexdigest("\0".join([*map(content_hash, files), encoder.to_str(), column]).encode())
+    return cache_folder(data, f"{split}-{key}")
 
 
 def cache_folder(data: str | Path, name: str) -> Path:
@@ -190,15 +230,47 @@ def _write_store(partial: Path, doing: str, files: Sequence[Path], column: str, 
             lengths.append(np.array([len(row) for row in rows], np.int64))
             stream.write(np.concatenate([np.array(row.ids, dtype) for row in rows]).tobytes())
             bar.update(len(rows))
-    offsets = np.cumsum(np.concatenate(lengths))
-    n_rows, n_tokens = len(offsets) - 1, int(offsets[-1])
-    if n_rows == 0:
-        raise UserError(f"{files[0].parent}: found no rows to tokenise, expected at least one text")
-    _bin_to_npy(partial / "tokens.bin", dtype, n_tokens)
+    _finish_store(partial, dtype, np.concatenate(lengths), truncated)
+
+
+def _join_stores(partial: Path, parts: Sequence[Path]) -> None:
+    """Write the stores of single files one after the other into a folder."""
+    lengths, truncated = [np.zeros(1, np.int64)], 0
+    with (partial / "tokens.bin").open("wb") as stream:
+        for part in parts:
+            tokens = np.load(part / "tokens.npy", mmap_mode="r")
+            for start in range(0, len(tokens), 1 << 24):
+                stream.write(tokens[start : start + (1 << 24)].tobytes())
+            lengths.append(np.diff(np.load(part / "offsets.npy")))
+            truncated += json.loads((part / "counts.json").read_text(encoding="utf-8"))["truncated"]
+    _finish_store(partial, tokens.dtype, np.concatenate(lengths), truncated)
+
+
+def _finish_store(partial: Path, dtype: np.dtype, lengths: NDArray[np.int64], truncated: int) -> None:
+    """Write what belongs to the tokens.
+
+    Args:
+        partial: the folder, with `tokens.bin`.
+        dtype: of the tokens.
+        lengths: (n_rows + 1,) 0, then the rows' lengths.
+        truncated: rows that were cut.
+    """
+    offsets = np.cumsum(lengths)
+    _bin_to_npy(partial / "tokens.bin", dtype, int(offsets[-1]))
     np.save(partial / "offsets.npy", offsets)
-    write_json(partial / "counts.json", {"rows": n_rows, "tokens": n_tokens, "truncated": truncated})
-    if truncated:
-        logger.warning("%d of %d texts are longer than max_seq_length, and are cut at their end", truncated, n_rows)
+    counts = {"rows": len(offsets) - 1, "tokens": int(offsets[-1]), "truncated": truncated}
+    write_json(partial / "counts.json", counts)
+
+
+def _check_counts(partial: Path, data: Path) -> None:
+    """Refuse a store without rows, and say how many of its texts were cut."""
+    counts = json.loads((partial / "counts.json").read_text(encoding="utf-8"))
+    if counts["rows"] == 0:
+        raise UserError(f"{data}: found no rows to tokenise, expected at least one text")
+    if truncated := counts["truncated"]:
+        logger.warning(
+            "%d of %d texts are longer than max_seq_length, and are cut at their end", truncated, counts["rows"]
+        )
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Tokenizer:
