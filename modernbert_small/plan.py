@@ -279,12 +279,12 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
 
 
 def _of_training(settings: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
-    """What both training phases cost beside their FLOPs: the first process tokenises, and the others wait for it.
+    """What both training phases cost beside their FLOPs: tokenising comes first.
 
     A step can be dealt to as many processes as have room for the longest text in their share of it.
     """
     return {
-        "seconds": tokens / TOKENISED_PER_SECOND,
+        "dealt_seconds": tokens / TOKENISED_PER_SECOND,
         "steps": trained_tokens(settings, tokens) / step_tokens(settings),
         "most_processes": max(1, settings["tokens_per_batch"] // settings["max_seq_length"]),
         "held": float(ROW_BYTES * rows),
