@@ -1,6 +1,6 @@
 # make install   makes .venv with the versions of requirements.txt; PYTHON=python3.12 chooses the interpreter
 # make model     runs all five phases of a recipe: make model RECIPE=my.yaml; first it says what they take
-# make demo      runs all five phases on two CPU cores, without the hub or a GPU: some nine minutes with bf16
+# make demo      runs a whole recipe on a CPU, without the hub or a GPU: some 25 minutes of one core with bf16
 # make test      runs the whole test suite, offline
 # make soak      attacks every phase: kills, cut power, two starters, damaged files, texts that nobody would write;
 #                and loads what is saved in older releases, which it installs under .soak/

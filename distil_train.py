@@ -169,8 +169,9 @@ def distil(
         train_data = load_data(args, student, "train")
         heldout = load_data(args, student, "validation")
     if args.start == "static":
-        start_static(student, teacher, train_data)
-    similarity = align(student, train_data, args.tokens_per_process)
+        similarity = start_static(student, teacher, train_data, heldout, args.tokens_per_process)
+    else:
+        similarity = align(student, train_data, args.tokens_per_process)
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run, student[0].auto_model.config)

@@ -308,7 +308,7 @@ def test_another_tokenizer_and_another_pooling_are_refused(setting, tmp_path):
     student, dataset = setting
     tiny_modernbert(tmp_path / "other", tiny_tokenizer(tmp_path / "other", 300), hidden_size=D)
     with pytest.raises(UserError, match="found another one; make the student with phase 4's teacher"):
-        start_static(student, SentenceTransformer(str(tmp_path / "other"), device="cpu"), dataset)
+        start_static(student, SentenceTransformer(str(tmp_path / "other"), device="cpu"), dataset, dataset, 64)
     student[1].pooling_mode = "cls"
     with pytest.raises(UserError, match="needs mean pooling, found cls; use --pooling mean"):
-        start_static(student, student, dataset)
+        start_static(student, student, dataset, dataset, 64)

@@ -649,14 +649,10 @@ def test_phase_5_starts_nearer_to_its_labels(tmp_path, tokenizers, run):
     write_teacher(tmp_path / "own", tokenizers, "modernbert")
     labelled = run(*(PHASE_4, "--teacher_name_or_path", "own", "--embedding_dim", str(WIDTH)))
     assert labelled.returncode == 0, labelled.stderr
-    cosines = {}
-    for start in ("rotation", "static"):
-        flags = (*TRAINING[:-4], "--output_dir", start, "--report_to", "none", "--start", start, "--eval_datasets")
-        result = run(PHASE_5, *flags)
-        assert result.returncode == 0, result.stderr
-        record = json.loads((tmp_path / start / "run.json").read_text())
-        cosines[start] = record["alignment_similarity"]["before"]
-    assert cosines["static"] > cosines["rotation"] + 0.5
+    result = run(PHASE_5, *TRAINING, "--start", "static", "--eval_datasets")
+    assert result.returncode == 0, result.stderr
+    cosines = json.loads((tmp_path / "trained/run.json").read_text())["alignment_similarity"]
+    assert cosines["after"] > cosines["before"] + 0.3
 
 
 def test_a_token_is_in_no_file_and_no_line(tmp_path, tokenizers, run, monkeypatch):

@@ -65,6 +65,13 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     return cosines
 
 
+def cosine_to_labels(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> float:
+    """The mean cosine of a student's vectors to the labels of the first 10 * D rows of a dataset."""
+    rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
+    labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
+    return _mean_cosine(_embed(student, dataset, rows, tokens_per_batch), labels)
+
+
 def _mean_cosine(vectors: Tensor, others: Tensor) -> float:
     """Of pairs of vectors, (N, D) each; to four digits."""
     return round(float(cosine_similarity(vectors, others).mean()), 4)

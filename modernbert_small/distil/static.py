@@ -29,6 +29,7 @@ from sklearn.linear_model import LinearRegression
 from transformers import ModernBertModel
 
 from modernbert_small.algebra import sparse_ridge
+from modernbert_small.distil.alignment import cosine_to_labels
 from modernbert_small.distil.labels import DistillationDataset
 from modernbert_small.packed.tokens import TokenStore
 from modernbert_small.run.devices import bf16_autocast
@@ -42,13 +43,24 @@ _RIDGE = 0.03  # in texts: chosen on held-out labels (docs/LOG.md)
 _KEPT_LENGTHS = 0.9  # the share of all tokens whose vectors keep their lengths; longer ones are shortened
 
 
-def start_static(student: SentenceTransformer, teacher: SentenceTransformer, dataset: DistillationDataset) -> None:
+def start_static(
+    student: SentenceTransformer,
+    teacher: SentenceTransformer,
+    dataset: DistillationDataset,
+    heldout: DistillationDataset,
+    tokens_per_batch: int,
+) -> dict[str, float]:
     """Make the student the best static model of the labels; its layers write nothing at first.
 
     Args:
         student: ModernBERT, mean pooling, Normalize; modified.
         teacher: the reduced teacher of the labels, with the student's vocabulary.
         dataset: texts and labels (N, D). The sample is its first 65,536 rows, which are in random order.
+        heldout: other texts and labels, on which the start is measured: it fits its own sample too well.
+        tokens_per_batch: of the student's forward passes.
+
+    Returns:
+        The mean cosine to the held-out labels, `before` and `after`.
 
     Raises:
         UserError: the student does not pool by the mean, or has another vocabulary than the teacher.
@@ -61,6 +73,7 @@ def start_static(student: SentenceTransformer, teacher: SentenceTransformer, dat
             "start: static needs a student with its teacher's tokenizer, found another one; make the student with "
             "phase 4's teacher as --teacher_name_or_path of phase 2"
         )
+    cosines = {"before": cosine_to_labels(student, heldout, tokens_per_batch)}
     rows = min(len(dataset), _SAMPLE_ROWS)
     logger.info("fitting a static model to the labels of %s texts", f"{rows:,}")
     texts = token_shares(dataset.store, rows, encoder.config.vocab_size)
@@ -68,6 +81,9 @@ def start_static(student: SentenceTransformer, teacher: SentenceTransformer, dat
     static = fit_static(texts, labels, token_features(teacher, encoder.config.vocab_size))
     occurrences = np.bincount(dataset.store.tokens[: dataset.store.offsets[rows]], minlength=len(static))
     write_static(encoder, static, labels, occurrences)
+    cosines["after"] = cosine_to_labels(student, heldout, tokens_per_batch)
+    logger.info("cosine to the held-out labels %(before).3f, as the best static model %(after).3f", cosines)
+    return cosines
 
 
 def token_shares(store: TokenStore, rows: int, vocab_size: int) -> csr_array:
