@@ -13,8 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# Their fixtures take longest. If they came last, one process would work alone at the end.
-_LONGEST = ("test_recipe_from_hub", "test_processes", "test_emulated_cuda", "test_pipeline")
+# They take longest. If they came last, one process would work alone at the end.
+_LONGEST = (
+    *("test_recipe_from_hub", "test_processes", "test_emulated_cuda", "test_pipeline", "test_training"),
+    *("test_teachers", "test_report"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

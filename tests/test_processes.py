@@ -1,9 +1,7 @@
 """Two processes under torchrun do what one does with the same total batch."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,12 +15,8 @@ from helpers import ROOT, SENTENCES, tiny_modernbert, tiny_sentence_transformer,
 from safetensors.torch import load_file
 from test_retrieval import write_set
 
-from modernbert_small.packed.checkpoints import last_whole_checkpoint
-
 # On the CPU: a machine may have one GPU, and only on a CPU are sums the same to the byte.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-CPU = {**os.environ, **NO_GPU}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PHASE_1, PHASE_3, PHASE_4, PHASE_5 = (
     "mlm/create_dataset.py",
     "mlm/pre_train.py",
@@ -265,20 +259,3 @@ def test_processes_without_a_common_folder_are_refused(tmp_path):
     done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, constants=constants, processes=2)
     assert done.returncode == 2
     assert "error: --output_dir corpus: not all 2 processes see what the first one writes there; name a" in done.stderr
-
-
-def test_a_lost_process_ends_the_run_in_a_state_to_go_on_from(folder, one_and_two):
-    _, flags = next((constants, flags) for script, constants, flags in jobs("lost", 128) if script == PHASE_3)
-    flags = [*flags, "--num_train_epochs", "500", "--logging_steps", "1000", "--eval_steps", "10000"]
-    output = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    run = subprocess.Popen([*TORCHRUN, ROOT / PHASE_3, *flags], cwd=folder, env=CPU, **output)
-    partial = folder / "lost" / "mlm.partial"
-    while not list(partial.glob("checkpoint-*")) and run.poll() is None:
-        time.sleep(0.1)
-    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 1
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "another process of this run has ended; what was saved is kept; go on with: torchrun --nproc" in line
-    assert last_whole_checkpoint(partial) is not None
