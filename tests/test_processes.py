@@ -17,6 +17,7 @@ from test_retrieval import write_set
 
 # On the CPU: a machine may have one GPU, and only on a CPU are sums the same to the byte.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+CPU = {**os.environ, **NO_GPU}
 PHASE_1, PHASE_3, PHASE_4, PHASE_5 = (
     "mlm/create_dataset.py",
     "mlm/pre_train.py",
