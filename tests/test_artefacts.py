@@ -333,7 +333,7 @@ def test_an_empty_lock_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
     assert len(waited) == 1
     monkeypatch.undo()
     lock.write_text("")
-    monkeypatch.setattr(places, "_RECORD_SECONDS", 0.5)
+    monkeypatch.setattr(places, "_RECORD_SECONDS", 3)
     make(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,6 +1,7 @@
 """Two processes under torchrun do what one does with the same total batch."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
