@@ -154,15 +154,15 @@ class Source:
         if max_rows is not None:
             return [Unit(partial(self.rows, max_rows, seed), size)]
         least = max(_UNIT_BYTES[0], min(_UNIT_BYTES[1], size // _UNITS))
-        units, held = [], []
+        units: list[Unit] = []
+        held, size = [], 0
         for piece in chain.from_iterable(part.pieces or [part] for part in self.parts):
             held.append(piece)
-            if sum(one.size for one in held) >= least:
-                units.append(held)
-                held = []
-        return [
-            Unit(partial(self._rows_of, unit), sum(piece.size for piece in unit)) for unit in [*units, held] if unit
-        ]
+            size += piece.size
+            if size >= least:
+                units.append(Unit(partial(self._rows_of, held), size))
+                held, size = [], 0
+        return [*units, Unit(partial(self._rows_of, held), size)] if held else units
 
     def _rows_of(self, pieces: Sequence[Part]) -> Iterator[Row]:
         self.skipped.count, self.skipped.first = 0, ""

@@ -44,14 +44,13 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
     Returns:
         The mean cosine to the sample's labels, `before` and `after` the rotation.
     """
-    rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
-    labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
+    labels = _sample_labels(dataset)
     encoder = student[0].auto_model
     # `rotate` sets this weight to 1, so the rotation is sought without it. Pooling is linear: the vectors with the
     # weight are those without it, times the weight, and the rotated ones need no further pass either.
     weight = encoder.final_norm.weight.detach().float().cpu().clone()
     encoder.final_norm.weight.data.fill_(1)
-    vectors = _embed(student, dataset, rows, tokens_per_batch)
+    vectors = _embed(student, dataset, len(labels), tokens_per_batch)
     Q = best_rotation(vectors, labels)
     cosines = {"before": _mean_cosine(vectors * weight, labels), "after": _mean_cosine(vectors @ Q.T.float(), labels)}
     logger.info(
@@ -67,9 +66,14 @@ def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per
 
 def cosine_to_labels(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> float:
     """The mean cosine of a student's vectors to the labels of the first 10 * D rows of a dataset."""
+    labels = _sample_labels(dataset)
+    return _mean_cosine(_embed(student, dataset, len(labels), tokens_per_batch), labels)
+
+
+def _sample_labels(dataset: DistillationDataset) -> Tensor:
+    """The labels (rows, D) float32 of a dataset's first 10 * D rows."""
     rows = min(len(dataset), int(_SAMPLE_ROWS_PER_DIMENSION * dataset.labels.shape[1]))
-    labels = torch.from_numpy(dataset.labels[:rows].astype(np.float32))
-    return _mean_cosine(_embed(student, dataset, rows, tokens_per_batch), labels)
+    return torch.from_numpy(dataset.labels[:rows].astype(np.float32))
 
 
 def _mean_cosine(vectors: Tensor, others: Tensor) -> float:

@@ -103,8 +103,8 @@ def token_features(teacher: SentenceTransformer, vocab_size: int, batch_size: in
     alone = []
     with ProgressBar(vocab_size, "the teacher's vectors of single tokens", "token") as bar:
         for ids in torch.arange(vocab_size).split(batch_size):
-            columns = [*(ids.new_full((len(ids),), i) for i in before), ids]
-            tokens = torch.stack([*columns, *(ids.new_full((len(ids),), i) for i in after)], 1).to(teacher.device)
+            tokens = torch.tensor([*before, 0, *after], device=teacher.device).repeat(len(ids), 1)
+            tokens[:, len(before)] = ids
             with bf16_autocast(teacher.device):
                 output = teacher({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
             alone.append(output["sentence_embedding"].float().cpu())

@@ -99,15 +99,14 @@ def tokenize_split(
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
     folder = _store_folder(data, split, files, column, encoder)
-    parts = [_store_folder(data, split, [file], column, encoder) for file in files] if len(files) > 1 else []
+    parts: list[Path] = []
     with made_once(folder) as partial:
-        if partial is None:
-            parts = []
-        elif parts and all(part.exists() for part in parts):
-            _join_stores(partial, parts)
-        else:
-            _write_store(partial, f"tokenising {split}", files, column, encoder)
         if partial is not None:
+            parts = [_store_folder(data, split, [file], column, encoder) for file in files] if len(files) > 1 else []
+            if parts and all(part.exists() for part in parts):
+                _join_stores(partial, parts)
+            else:
+                _write_store(partial, f"tokenising {split}", files, column, encoder)
             _check_counts(partial, files[0].parent)
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)

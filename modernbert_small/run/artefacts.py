@@ -264,10 +264,9 @@ def changed_settings(folder: Path, settings: Mapping[str, Any]) -> list[str]:
         settings: of a recipe. Of those that are None, the phase chooses the value, so they count as equal.
     """
     before = read_run(folder).get("settings", {})
-    now = {name: json.loads(json.dumps(value, default=str)) for name, value in settings.items()}
-    chosen = [name for name, value in now.items() if value is None or name not in before]
-    before = {name: value for name, value in before.items() if name in now and name not in chosen}
-    now = {name: value for name, value in now.items() if name not in chosen}
+    compared = [name for name, value in settings.items() if value is not None and name in before]
+    now = {name: json.loads(json.dumps(settings[name], default=str)) for name in compared}
+    before = {name: before[name] for name in compared}
     return _differences({"phase": "", "settings": before}, {"phase": "", "settings": now, "inputs": {}})
 
 
