@@ -28,7 +28,7 @@ def _work(script: str, folder: Path, flags: tuple[str, ...], files: tuple[Path, 
     constants, environment = changes
     os.chdir(folder)
     for stream, file in zip((1, 2), files, strict=True):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
     os.environ.update(environment)
     for name, value in constants.items():
         module, _, constant = name.rpartition(".")

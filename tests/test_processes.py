@@ -150,14 +150,16 @@ def test_the_corpus_is_the_same_bytes(tmp_path):
     flags = ["--sources", "own=own", "again=again.parquet", "--tokenizer_name_or_path", "tokenizer"]
     flags += ["--max_seq_length", "64", "--validation_rows", "20", "--eval_datasets", "evaluation", "heldout"]
     corpora = [tmp_path / f"corpus-{processes}" for processes in (1, 2, 3)]
-    # Two processes that break off after the first pass; three go on.
-    broken = constants | {"modernbert_small.corpus.build._deduplicated": id}
+    # Two processes that break off after the first pass, with a TypeError; three go on.
+    broken = constants | {"modernbert_small.corpus.build._deduplicated": None}
     done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", "corpus-3", constants=broken, processes=2)
     assert done.returncode == 1
     for processes, out in enumerate(corpora, 1):
         changes = {"constants": constants, "processes": processes}
         done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", out.name, **changes)
-        assert ("read by the interrupted run" in done.stderr) == (processes == 3)
+        # By any process: units go to whichever is free, so that one of the three may get none.
+        said = [file.read_text() for file in tmp_path.glob("create_dataset-*.stderr")]
+        assert any("read by the interrupted run" in text for text in said) == (processes == 3)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "rows skipped: 1; the first: own/b.jsonl: row 121" in done.stdout
     files = sorted(path.relative_to(corpora[0]) for path in corpora[0].rglob("*.parquet"))
