@@ -244,7 +244,7 @@ def test_a_lost_process_is_noticed_by_one_that_does_not_wait_for_it(seconds, is_
     assert [run.stdout.readline() for run in (first, second)] == ["together\n"] * 2
     if not is_lost:
         assert second.wait(timeout=60) == 0
-        time.sleep(2)
+        time.sleep(1)
         assert first.poll() is None
     second.kill()
     if is_lost:

@@ -78,7 +78,8 @@ def test_a_folder_mixes_formats_and_layouts_in_the_order_of_names(tmp_path):
     assert read(f"own={tmp_path / 'own'}") == [[(DOCUMENT, text)] for text in texts]
 
 
-def test_a_folder_laid_out_like_a_hub_dataset_keeps_its_config(tmp_path):
+def test_a_folder_laid_out_like_a_hub_dataset_keeps_its_config(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     folder = tmp_path / "hub"
     write(folder / "triplet/train-00000-of-00001.parquet", ROWS)
     write(folder / "pair/train-00000-of-00001.parquet", {"text": ["another config"]})
