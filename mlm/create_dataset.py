@@ -31,7 +31,7 @@ from pathlib import Path
 
 from modernbert_small.corpus.build import SpilledCorpus
 from modernbert_small.corpus.decontaminate import Contamination, evaluation_texts
-from modernbert_small.corpus.heldout import hold_out, kept_out_texts
+from modernbert_small.corpus.heldout import hold_out, kept_out_texts, require_pairs
 from modernbert_small.corpus.sources import Source, is_local, open_sources, source_locations
 from modernbert_small.corpus.spill import discard_spill, spill_sources
 from modernbert_small.corpus.tally import Tally, format_report, measure
@@ -135,8 +135,8 @@ def main() -> None:
     if run is None:
         return
     sources = open_sources(locations, args.strict)
-    if HELDOUT in args.eval_datasets and not any(source.has_pairs for source in sources):
-        raise UserError(f"--eval_datasets {HELDOUT}: no source has queries with their documents; name another set")
+    if HELDOUT in args.eval_datasets:
+        require_pairs(sources)
     tokenizer = load_tokenizer("--tokenizer_name_or_path", args.tokenizer_name_or_path, args.trust_remote_code)
     chunker = Chunker(tokenizer, args.max_seq_length)
     texts, kept_out = from_first(lambda: texts_to_keep_out(args, all(map(is_local, locations.values()))))

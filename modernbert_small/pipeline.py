@@ -151,13 +151,17 @@ def read_columns(recipe: Recipe, sections: Sequence[str]) -> None:
     Raises:
         UserError: a source or evaluation set on this disk cannot be used, or a set has an unknown name.
     """
+    from modernbert_small.corpus.heldout import require_pairs
     from modernbert_small.corpus.sources import is_local, open_sources, source_locations  # takes seconds to import
     from modernbert_small.evaluation.sets import HUB_SETS, load_evaluation_sets
 
     phase_1 = recipe["create_dataset"]
     if "create_dataset" in sections and state(phase_1["output_dir"]) != "finished":
-        sources = source_locations(phase_1["sources"])
-        open_sources({name: place for name, place in sources.items() if place and is_local(place)}, phase_1["strict"])
+        locations = source_locations(phase_1["sources"])
+        local = {name: location for name, location in locations.items() if is_local(location)}
+        sources = open_sources(local, phase_1["strict"])
+        if HELDOUT in phase_1["eval_datasets"] and local == locations:
+            require_pairs(sources)
     named = [tuple(recipe[section].get("eval_datasets", ())) for section in sections]
     for names in dict.fromkeys(named):
         own = [name for name in names if name != HELDOUT and name.lower() not in HUB_SETS]

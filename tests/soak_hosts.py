@@ -1,7 +1,7 @@
 """All phases across two hosts: network namespaces with a link between them, and a folder that both see.
 
 What they make must be what one process makes. Then the link is cut during phases 3 and 4 and comes back, and the same
-command must go on to the same result.
+command must go on to the same result. A killed worker comes back by itself.
 """
 
 import json
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,8 @@ def start(folder, host, script, flags, *launcher):
         *flags,
     ]
     environment = {**os.environ, **NO_GPU, "GLOO_SOCKET_IFNAME": f"veth{host}", "OMP_NUM_THREADS": "1"}
+    # Else torchrun's store outlives its workers, and the next ones find in it the addresses of the dead.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with (folder / f"host{host}.log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -199,3 +202,22 @@ def test_a_cut_link_ends_both_within_a_minute_and_nothing_is_lost(folder, script
         ip("-n", namespace(1), "link", "set", "veth1", "up")
     run_both(folder, script, longer(script, "cut"))
     compare(folder / "long", folder / "cut", script)
+
+
+def workers_of(launcher):
+    """The processes that a torchrun has started. `ip netns exec` becomes the command that it runs."""
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout.split()
+    return [int(one) for one in found if "pre_train" in Path("/proc", one, "cmdline").read_text()]
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_killed_worker_comes_back_by_itself(folder, host):
+    out = f"killed-{host}"
+    runs = start_both(folder, PHASE_3, longer(PHASE_3, out), "--max_restarts", "1")
+    wait_until_at_work(folder, PHASE_3, out, runs)
+    (worker,) = workers_of(runs[host].pid)
+    os.kill(worker, signal.SIGKILL)
+    assert [run.wait(timeout=600) for run in runs] == [0, 0], said(folder)
+    if not (folder / "long" / "mlm").exists():
+        run_one(folder, PHASE_3, longer(PHASE_3, "long"))
+    same_losses(folder / "long" / "mlm", folder / out / "mlm")

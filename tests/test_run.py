@@ -145,6 +145,11 @@ def test_a_finished_phase_of_other_settings_is_said_with_what_will_happen(starte
         ("eval_datasets: []", "eval_datasets: [s.csv]", "distil_train: eval_datasets s.csv: no such file or folder"),
         ("eval_datasets: []", "eval_datasets: [hotpotqu]", "--eval_datasets hotpotqu: no such folder or file, and not"),
         ("eval_datasets: []", "eval_datasets: [pairs.csv]", "--eval_datasets pairs.csv: found columns ask, reply; exp"),
+        (
+            "_length: 64}",
+            "_length: 64, eval_datasets: [heldout]}",
+            "heldout: no source has queries with their documents; name another",
+        ),
         ("own=own.txt", "'own=pairs.csv:query=aks,positive=reply'", "pairs.csv: no column 'aks'; found ask, reply"),
     ],
 )

@@ -59,6 +59,18 @@ def hold_out(sources: Iterable[Source], max_rows: int | None, seed: int) -> Part
     )
 
 
+def require_pairs(sources: Iterable[Source]) -> None:
+    """Refuse sources of which none has pairs, before any is read.
+
+    Raises:
+        UserError: no source has queries with their documents.
+    """
+    if not any(source.has_pairs for source in sources):
+        raise UserError(
+            f"--eval_datasets {HELDOUT}: no source has queries with their documents; name another evaluation set"
+        )
+
+
 def kept_out_texts(parts: Parts) -> Iterator[str]:
     """The queries of a set, and the documents that are relevant to them."""
     yield from parts.queries.values()
