@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modernbert_small.run.errors import Terminated, UserError
+from modernbert_small.run.places import working_folder
 from modernbert_small.run.processes import PARENT_PIPE
 from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import ROOT, shown_path
@@ -91,7 +92,7 @@ def state(output_dir: str) -> str:
     final = Path(output_dir)
     if (final / RUN_FILE).exists():
         return "finished"
-    return "goes on" if (_partial(final) / RUN_FILE).exists() else "to do"
+    return "goes on" if (working_folder(final) / RUN_FILE).exists() else "to do"
 
 
 def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str, str]:
@@ -113,7 +114,7 @@ def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str
         found[section] = state(str(final))
         if found[section] == "to do":
             continue
-        folder = final if found[section] == "finished" else _partial(final)
+        folder = final if found[section] == "finished" else working_folder(final)
         changed = changed_settings(folder, recipe[section])
         remade = [
             writer
@@ -125,10 +126,6 @@ def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str
         elif remade:
             found[section] += f", but {remade[0]} makes again what it read; if that comes out different, {then}"
     return found
-
-
-def _partial(final: Path) -> Path:
-    return final.with_name(final.name + ".partial")
 
 
 def reads(section: str, recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ from modernbert_small.run.script import ROOT
 from modernbert_small.settings.sections import SECTIONS
 
 RECIPES = ROOT / "recipes"
-RECIPE_HELP = "a recipe, or the name of one that comes along: v2, cpu, demo"
+RECIPE_HELP = "a recipe, or the name of one that comes along: v2, denseon, cpu, demo"
 
 
 def find_recipe(name_or_path: str) -> Path:
