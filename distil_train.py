@@ -171,7 +171,7 @@ def distil(
     if args.start == "static":
         similarity = start_static(student, teacher, train_data, heldout, args.tokens_per_process)
     else:
-        similarity = align(student, train_data, args.tokens_per_process)
+        similarity = align(student, train_data, heldout, args.tokens_per_process)
 
     trainer = new_trainer(args, student, train_data, heldout, retrieval_sets)
     measurements = train(trainer, run, student[0].auto_model.config)

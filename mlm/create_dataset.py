@@ -150,10 +150,10 @@ def main() -> None:
     tally = divide(corpus, args, run.folder)
     if rank() > 0:
         return
-    discard_spill(spill)
     by_source = tally.by_source([source.name for source in sources], chunker)
     measurements = measure(counts, tally, by_source, run.folder)
     kept_out += [HELDOUT] * bool(heldout)
+    discard_spill(spill)  # as late as can be: a kill after it begins anew
     record = run.finish(measurements | {"evaluation_sets_kept_out": kept_out})
     print(format_report(record))
     following = next_command("mlm/init_model_mlm.py")

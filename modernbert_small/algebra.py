@@ -113,7 +113,8 @@ def sparse_ridge(X: csr_array, targets: NDArray[np.floating], alpha: float) -> N
         W (V, D), for which |X W - targets|^2 + alpha |W|^2 is least: at most a hundredth of the gradient at W = 0 is
             left, unless 100 steps were not enough.
     """
-    X, transposed = X.astype(np.float32), X.T.tocsr().astype(np.float32)
+    X = X.astype(np.float32)
+    transposed = X.T.tocsr()
     diagonal = np.asarray(X.power(2).sum(0), np.float32).reshape(-1, 1) + alpha
     residual = transposed @ targets.astype(np.float32)  # of the normal equations, (V, D)
     W, direction = np.zeros_like(residual), residual / diagonal

@@ -26,7 +26,7 @@ from modernbert_small.evaluation.searches import excerpt
 from modernbert_small.evaluation.sets import load_evaluation_sets
 from modernbert_small.evaluation.systems import STUDENT, TEACHER
 from modernbert_small.evaluation.tables import format_account
-from modernbert_small.pipeline import finish, needed_phases, run_phase, state
+from modernbert_small.pipeline import finish, finished_record, needed_phases, run_phase
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.loading import load_sentence_transformer
 from modernbert_small.run.script import run_script
@@ -113,7 +113,7 @@ def main() -> None:
     recipe = full_recipe(RECIPE)
     teacher, model = recipe["create_distil_dataset"]["teacher_name_or_path"], recipe["distil_train"]["output_dir"]
     link_teacher(Path(teacher))
-    was_finished = state(model) == "finished"
+    before = finished_record(model)
     for section in needed_phases(recipe, next(iter(recipe))):
         run_phase(section, RECIPE)
     embedders = {
@@ -125,7 +125,7 @@ def main() -> None:
     heldout = set_locations(recipe["distil_train"]["eval_datasets"], recipe["create_dataset"]["output_dir"])
     sets, _ = load_evaluation_sets("--eval_datasets", list(heldout.values()))
     print(f"\n{format_account({'retrieval': []} | costs(embedders, sets))}\n")
-    finish(model, show_table=was_finished)
+    finish(model, before)
     print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 

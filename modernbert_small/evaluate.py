@@ -29,7 +29,11 @@ def parse_arguments() -> argparse.Namespace:
         UserError: the output is a folder, the output file's folder does not exist, or students have no name of their
             own.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m modernbert_small.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("student", nargs="+", help="model folders or hub ids")
     parser.add_argument("teacher", help="last: phase 4's reduced teacher, or any other model folder or hub id")
     parser.add_argument(
@@ -119,14 +123,14 @@ def main() -> None:
     """Measure the models on the same sets and print the tables."""
     args = parse_arguments()
     flag = "--datasets"
-    retrieval_sets, pair_sets = load_evaluation_sets(flag, args.datasets)
-    for name in args.student:
-        warn_of_own_overlap(name, retrieval_sets, pair_sets)
     students = {
         name: load_sentence_transformer("student", name, trust_remote_code=args.trust_remote_code)
         for name in args.student
     }
     teacher = load_sentence_transformer("teacher", args.teacher, trust_remote_code=args.trust_remote_code)
+    retrieval_sets, pair_sets = load_evaluation_sets(flag, args.datasets)
+    for name in args.student:
+        warn_of_own_overlap(name, retrieval_sets, pair_sets)
     is_reduced = is_reduced_teacher(args.teacher)
     if len(students) > 1:
         record = compare(students, teacher, is_reduced, retrieval_sets, pair_sets, flag)

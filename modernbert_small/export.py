@@ -46,7 +46,11 @@ BATCH_SIZE = 32
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m modernbert_small.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", help="model folder or hub id")
     parser.add_argument("--format", required=True, choices=list(NEEDED), help="format to export to")
     parser.add_argument(

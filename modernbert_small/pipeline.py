@@ -17,11 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from modernbert_small.run.errors import Terminated, UserError
-from modernbert_small.run.places import working_folder
+from modernbert_small.run.places import output_folder, working_folder
 from modernbert_small.run.processes import PARENT_PIPE
 from modernbert_small.run.records import RUN_FILE, read_run
 from modernbert_small.run.script import ROOT, shown_path
@@ -89,10 +90,15 @@ def needed_phases(recipe: Recipe, first: str) -> list[str]:
 
 def state(output_dir: str) -> str:
     """What lies in an output folder: `finished`, `goes on`, or `to do`. Its settings count in `states`."""
-    final = Path(output_dir)
+    final = output_folder(output_dir, "--output_dir")
     if (final / RUN_FILE).exists():
         return "finished"
     return "goes on" if (working_folder(final) / RUN_FILE).exists() else "to do"
+
+
+def finished_record(output_dir: str) -> dict[str, Any] | None:
+    """What run.json says of an artefact, None if it is not finished."""
+    return read_run(output_dir) if state(output_dir) == "finished" else None
 
 
 def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str, str]:
@@ -110,8 +116,8 @@ def states(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> dict[str
     found: dict[str, str] = {}
     then = "it is made again" if overwrite else "the run stops here unless you pass --overwrite or name other folders"
     for section in sections:
-        final = Path(recipe[section]["output_dir"])
-        found[section] = state(str(final))
+        final = output_folder(recipe[section]["output_dir"], "--output_dir")
+        found[section] = state(recipe[section]["output_dir"])
         if found[section] == "to do":
             continue
         folder = final if found[section] == "finished" else working_folder(final)
@@ -199,15 +205,16 @@ def describe(recipe: Recipe, sections: Sequence[str], overwrite: bool) -> None:
     print(flush=True)
 
 
-def finish(model: str, show_table: bool) -> None:
+def finish(model: str, before: Mapping[str, Any] | None) -> None:
     """Print where a finished model's report is, and how to use the model.
 
     Args:
         model: its folder.
-        show_table: also print the comparison with its teacher, which phase 5 prints when it ends.
+        before: its record before the phases ran, None if it was not finished. If it still has that one, its comparison
+            with its teacher is printed, which phase 5 prints when it ends.
     """
     record = read_run(model)
-    if show_table:
+    if record == before:
         from modernbert_small.evaluation.tables import format_account  # takes seconds to import
 
         print(f"\n{format_account(record['account'])}\n")
@@ -230,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--from", choices=SECTIONS, default=next(iter(SECTIONS)), dest="first", help="the first phase")
-    parser.add_argument("--dry_run", action="store_true", help="stop before the first phase")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="stop before the first phase")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what these phases made with other settings or inputs"
     )
@@ -252,7 +259,7 @@ def main() -> None:
     if args.dry_run:
         return
     model = recipe["distil_train"]["output_dir"]
-    was_finished = state(model) == "finished"
+    before = finished_record(model)
     for section in sections:
         run_phase(section, file, ["--overwrite"] if args.overwrite else [])
-    finish(model, show_table=was_finished)
+    finish(model, before)

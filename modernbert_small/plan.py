@@ -11,6 +11,7 @@ phases 3 and 5 is the recipe's, dealt to all GPUs.
 """
 
 import argparse
+import math
 
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.script import check_early, recipe_path, run_script
@@ -24,7 +25,11 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         UserError: --rows is given without one --tokens, a number is below 1, or the recipe is wrong.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m modernbert_small.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--gpu", help='a GPU such as H100 or "RTX 4090"; by default this machine')
     parser.add_argument("--gpus", type=int, default=1, help="GPUs in each machine, as torchrun's --nproc_per_node")
@@ -34,11 +39,14 @@ def parse_arguments() -> argparse.Namespace:
         "--tokens", type=float, nargs="+", help="number of tokens in the corpus, such as 4e9; several: a line for each"
     )
     args = parser.parse_args()
+    if not all(map(math.isfinite, args.tokens or [])):
+        raise UserError("--tokens: expected numbers such as 4e9")
     args.tokens = [round(tokens) for tokens in args.tokens or []]
     if args.rows is not None and len(args.tokens) != 1:
         raise UserError(f"--rows is given with {len(args.tokens)} numbers of --tokens; expected one")
-    for name, least in (("gpus", args.gpus), ("machines", args.machines), ("tokens", min(args.tokens, default=1))):
-        if least < 1:
+    given = {"gpus": args.gpus, "machines": args.machines, "tokens": min(args.tokens, default=1), "rows": args.rows}
+    for name, least in given.items():
+        if least is not None and least < 1:
             raise UserError(f"--{name}: {least}, expected at least 1")
     args.recipe = full_recipe(find_recipe(args.recipe))
     return args
@@ -341,15 +349,17 @@ def memory_problems(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machine
         settings = recipe[cost.phase]
         if machine.memory is None or cost.memory(machine) <= machine.memory or not cost.activations:
             continue
-        size, least = settings["tokens_per_batch"], settings.get("max_seq_length", 1)
-        if cost.steps:
-            size //= cost.processes(machine)
+        # Where processes share a batch, each one's part must hold the longest text.
+        least = settings.get("max_seq_length", 1) * (cost.processes(machine) if cost.steps else 1)
+        size = settings["tokens_per_batch"]
         smaller, fitting = size, cost
         while fitting.memory(machine) > machine.memory and smaller // 2 >= least:
             smaller //= 2
             fitting = replace(fitting, activations=cost.activations * smaller / size)
         steps = settings.get("gradient_accumulation_steps", 0) * size // smaller
         same = f" and gradient_accumulation_steps: {steps}, which gives the same steps" if steps else ""
+        if fitting.memory(machine) > machine.memory:
+            same += f"; even that needs {fitting.memory(machine) / 1e9:.0f} GB"
         problems.append(
             f"{cost.phase}: tokens_per_batch {size} needs some {cost.memory(machine) / 1e9:.0f} GB, and this machine "
             f"has {machine.memory / 1e9:.0f}; use tokens_per_batch: {smaller}{same}"
@@ -368,24 +378,14 @@ def unused_processes(costs: Sequence[PhaseCost], recipe: Recipe, machine: Machin
     ]
 
 
-def undealt_work(costs: Sequence[PhaseCost], machine: Machine) -> list[str]:
-    """Phases whose time is mostly that of work which more processes do not shorten."""
-    return [
-        f"{cost.phase}: {duration(cost.seconds)} of {duration(cost.duration(machine))} do not get shorter with more "
-        "processes: what is read by all, or tokenised by one"
-        for cost in costs
-        if machine.processes > 1 and cost.flops and cost.seconds > cost.duration(machine) / 2
-    ]
-
-
 def without_gpu(seconds: float, machine: Machine) -> list[str]:
     """What to say to somebody whose phases take days on a CPU."""
     if machine.has_gpu or seconds < _LONG_SECONDS:
         return []
     return [
         f"no GPU was found, and on this CPU that takes some {duration(seconds)}. Settings for a CPU are those of "
-        "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches; for a look at all "
-        "phases, give 3 and 5 max_steps: 20, and 1 max_rows_per_source: 1000"
+        "recipes/cpu.yaml: a smaller teacher and student, texts of 128 tokens, small batches. To try all phases "
+        "quickly, set max_rows_per_source: 1000 in create_dataset, and max_steps: 20 in pre_train and distil_train"
     ]
 
 
@@ -464,7 +464,7 @@ def main() -> None:
         print(line)
     seconds = sum(cost.duration(machine) for cost in costs)
     notes = [*memory_problems(costs, recipe, machine), *unused_processes(costs, recipe, machine)]
-    for line in (*notes, *undealt_work(costs, machine), *without_gpu(seconds, machine)):
+    for line in (*notes, *without_gpu(seconds, machine)):
         print(f"Note: {line}.")
 
 

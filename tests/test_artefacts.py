@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -405,6 +406,43 @@ def test_a_mount_point_is_written_from_inside(tmp_path, monkeypatch):
     make(mount, "other", settings={"seed": 2}, overwrite=True)
     assert sorted(path.name for path in mount.iterdir()) == ["lost+found", "out.txt", "run.json"]
     assert (mount / "out.txt").read_text() == "other"
+
+
+@pytest.mark.parametrize("moves", range(7))
+def test_a_kill_while_a_mount_points_files_are_moved_loses_nothing(tmp_path, monkeypatch, moves):
+    """Of an artefact that replaces another one, and of one that is repaired: the same command goes on."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == mount)
+    make(mount)
+    left = moves
+
+    def counted(move):
+        def moved(*args):
+            nonlocal left
+            left -= args[0].is_relative_to(mount) and args[0].name != ".lock"
+            if left < 0:
+                raise KeyboardInterrupt
+            return move(*args)
+
+        return moved
+
+    with monkeypatch.context() as killed:
+        for name in ("rename", "unlink"):
+            killed.setattr(Path, name, counted(getattr(Path, name)))
+        with suppress(KeyboardInterrupt):
+            make(mount, "other", settings={"seed": 2}, overwrite=True)
+    make(mount, "other", settings={"seed": 2}, overwrite=True)
+    assert {path.name: path.read_text() for path in mount.iterdir() if path.suffix == ".txt"} == {"out.txt": "other"}
+    (mount / "out.txt").write_text("damaged")
+    left = moves
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", counted(Path.rename))
+        with suppress(KeyboardInterrupt):
+            make(mount, "repaired", settings={"seed": 2}, overwrite=True)
+    make(mount, "repaired", settings={"seed": 2}, overwrite=True)
+    assert (mount / "out.txt").read_text() == "repaired"
+    assert make(mount, settings={"seed": 2}) is None
 
 
 def test_without_an_exchange_of_names_the_old_artefact_is_moved_aside(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from modernbert_small.corpus.build import SpilledCorpus
 from modernbert_small.corpus.sources import Part, Source
 from modernbert_small.corpus.spill import spill_sources
 from modernbert_small.corpus.text import Chunker, normalise
+from modernbert_small.run.errors import UserError
 from modernbert_small.run.shards import RowStream
 
 SEED = 7
@@ -94,6 +95,22 @@ def test_shards_are_bounded_and_named_by_their_number(tmp_path, chunker, monkeyp
     assert file.num_row_groups == -(-files[names[0]] // 15)
 
 
+def test_validation_rows_are_in_no_shard(tmp_path, chunker, monkeypatch):
+    """The first of as many shards as there are buckets is empty if the validation split takes a bucket and a half."""
+    monkeypatch.setattr(corpus, "_ROWS_PER_SHARD", 40)
+    rows = [[("document", f"text {i}")] for i in range(320)]
+    written, files, *_ = build(tmp_path, {"a": rows}, chunker, validation_rows=60)
+    assert files["train-00000-of-00008.parquet"] == 0
+    assert [row["text"] for row in written] == [row["text"] for row in reference({"a": rows})]
+
+
+def test_spilled_files_that_are_not_seen_are_missed(tmp_path, chunker):
+    counts = spill_sources([make_source("a", [[("document", "a text")]])], tmp_path, chunker, None, SEED)
+    (tmp_path / "a" / "00000" / "00000.arrow").unlink()
+    with pytest.raises(UserError, match="0 files of texts are seen here, but 1 were written"):
+        SpilledCorpus(tmp_path, counts)
+
+
 def test_what_is_dropped_and_split_is_counted(tmp_path, chunker):
     long = "The cat sat on the mat. " * 60
     rows = [[("query", " \n"), ("document", "- 1 -")], [("document", long)], [("document", "the dog")]]
@@ -108,7 +125,7 @@ def test_what_is_dropped_and_split_is_counted(tmp_path, chunker):
 def test_different_texts_of_one_hash_are_both_kept():
     columns = {"text": ["b", "a", "b", "a"], "source": ["x", "x", "y", "y"], "kind": ["query"] * 4, "hash": [1] * 4}
     duplicates = Counter()
-    kept = corpus._deduplicated(pa.table(columns | {"order": [0, 0, 1, 1]}), duplicates).to_pylist()
+    kept = corpus._first_of_equals(pa.table(columns | {"order": [0, 0, 1, 1]}), duplicates).to_pylist()
     assert [(row["text"], row["source"]) for row in kept] == [("a", "x"), ("b", "x")]
     assert duplicates == {"y": 2}
 

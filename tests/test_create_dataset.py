@@ -134,6 +134,15 @@ def test_pairs_are_held_out_of_the_corpus_as_an_evaluation_set(run, tmp_path):
         run("no", "--eval_datasets", "heldout", "--decontaminate", "no")
 
 
+def test_few_queries_with_many_documents_each_stay_in_the_corpus(run, tmp_path):
+    """Triplets repeat a query and its answer for each negative: a tenth of the queries is held out, not all."""
+    triplets = {name: [f"{name} {i}" for i in range(20) for _ in range(20)] for name in ("query", "positive")}
+    triplets["negative"] = [f"negative {i}" for i in range(400)]
+    pq.write_table(pa.table(triplets), tmp_path / "triplets.parquet")
+    ((heldout,), _) = load_evaluation_sets("x", [str(run("out", "--eval_datasets", "heldout") / "heldout")])
+    assert len(heldout.queries) == 2
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run):
     first = run("first", "--max_rows_per_source", "30")
     assert parquet_bytes(run("second", "--max_rows_per_source", "30")) == parquet_bytes(first)
@@ -178,7 +187,7 @@ def stop_half_discarded(folder):
     ("where", "name", "interrupt"),
     [
         (spill, "_batches", stop_at_articles),
-        (corpus, "_deduplicated", stop),
+        (corpus, "_first_of_equals", stop),
         (load_script(SCRIPT), "discard_spill", stop),
         (load_script(SCRIPT), "discard_spill", stop_half_discarded),
         (load_script(SCRIPT), "measure", stop),

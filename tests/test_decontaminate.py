@@ -48,7 +48,7 @@ def test_case_and_punctuation_do_not_hide_a_text():
 def test_rows_are_dropped_and_counted_by_source():
     table = pa.table({"text": ["What is a cat", "a dog", "a mat"], "source": ["x", "x", "y"]})
     counts = Counter()
-    (left,) = Contamination(["what is a cat?", "A mat."]).drop([table], counts)
+    left = Contamination(["what is a cat?", "A mat."]).drop(table, counts)
     assert left["text"].to_pylist() == ["a dog"]
     assert counts == {"x": 1, "y": 1}
 

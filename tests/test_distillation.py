@@ -112,7 +112,7 @@ def test_align_turns_a_student_to_its_labels(setting, tmp_path):
     texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
     before = student.encode(texts)
     rotated = DistillationDataset(dataset.store, (before @ rotation).astype(np.float16))
-    similarity = align(student, rotated, 64)
+    similarity = align(student, rotated, rotated, 64)
     assert similarity["before"] < 0.9
     assert similarity["after"] > 0.999
     np.testing.assert_allclose(student.encode(texts), before @ rotation, atol=2e-3)
@@ -126,11 +126,20 @@ def test_a_student_that_is_at_its_labels_already_is_not_turned(setting, tmp_path
     texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
     own = DistillationDataset(dataset.store, student.encode(texts).astype(np.float16))
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    similarity = align(student, own, 64)
+    similarity = align(student, own, own, 64)
     assert similarity["before"] == pytest.approx(1, abs=1e-3)
     assert similarity["after"] < similarity["before"]
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_rotation_that_fits_only_its_sample_is_not_used(setting):
+    """Labels without any relation to the texts: fifty of them can be fitted, and other ones cannot."""
+    student, dataset = setting
+    labels = [np.random.default_rng(seed).normal(size=(len(dataset), D)).astype(np.float16) for seed in range(2)]
+    sample, heldout = (DistillationDataset(dataset.store, one) for one in labels)
+    assert abs(align(student, sample, heldout, 64)["after"]) < 0.25
+    assert align(student, sample, sample, 64)["after"] > 0.3
 
 
 def test_align_reports_the_cosines_that_a_user_would_measure(setting, tmp_path):
@@ -139,7 +148,7 @@ def test_align_reports_the_cosines_that_a_user_would_measure(setting, tmp_path):
     texts = pq.read_table(tmp_path / "distil" / "train-00000-of-00001.parquet")["sentence"].to_pylist()
     targets = unit_vectors(dataset.labels.astype(np.float32))
     before = (student.encode(texts) * targets).sum(1).mean()
-    similarity = align(student, dataset, 64)
+    similarity = align(student, dataset, dataset, 64)
     after = (student.encode(texts) * targets).sum(1).mean()
     assert similarity == pytest.approx({"before": float(before), "after": float(after)}, abs=2e-4)
     assert similarity["after"] > similarity["before"] + 0.05
@@ -161,7 +170,7 @@ def test_batches_of_equal_lengths_that_alignment_met_are_trained_on(tmp_path, mo
     store = tokenize_split(tmp_path / "distil", "train", "sentence", student.tokenizer, 16)
     assert set(store.lengths.tolist()) == {16}
     dataset = DistillationDataset(store, load_labels(tmp_path / "distil", "train"))
-    align(student, dataset, 64)
+    align(student, dataset, dataset, 64)
     assert np.isfinite(trainer(student, dataset, tmp_path / "out", max_steps=3).train().training_loss)
 
 

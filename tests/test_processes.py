@@ -151,7 +151,7 @@ def test_the_corpus_is_the_same_bytes(tmp_path):
     flags += ["--max_seq_length", "64", "--validation_rows", "20", "--eval_datasets", "evaluation", "heldout"]
     corpora = [tmp_path / f"corpus-{processes}" for processes in (1, 2, 3)]
     # Two processes that break off after the first pass, with a TypeError; three go on.
-    broken = constants | {"modernbert_small.corpus.build._deduplicated": None}
+    broken = constants | {"modernbert_small.corpus.build._first_of_equals": None}
     done = run_forked(PHASE_1, tmp_path, tmp_path, *flags, "--output_dir", "corpus-3", constants=broken, processes=2)
     assert done.returncode == 1
     for processes, out in enumerate(corpora, 1):

@@ -76,7 +76,7 @@ def started(tmp_path, monkeypatch):
     Path("own.txt").write_text("word " * 900)
     phases = []
     monkeypatch.setattr(pipeline, "run_phase", lambda section, recipe, flags: phases.append((section, *flags)))
-    monkeypatch.setattr(pipeline, "finish", lambda model, show_table: phases.append((model, show_table)))
+    monkeypatch.setattr(pipeline, "finish", lambda model, before: phases.append((model, before)))
     return phases
 
 
@@ -165,9 +165,9 @@ def test_what_is_not_there_or_has_other_columns_is_found_before_anything_starts(
 
 def test_what_the_recipe_writes_need_not_be_there_and_the_hub_is_said(started, monkeypatch, capsys):
     heldout = "eval_datasets: [data/corpus/sub/heldout]"
-    Path("my.yaml").write_text(RECIPE.replace("eval_datasets: []", heldout).replace("own=own.txt", "own=texts"))
+    Path("my.yaml").write_text(RECIPE.replace("eval_datasets: []", heldout).replace("own=own.txt", "own=my/texts"))
     run(monkeypatch, "my.yaml", "--dry_run")
-    assert "reads   own=texts (not here, so from the Hugging Face hub), big, msmarco" in capsys.readouterr().out
+    assert "reads   own=my/texts (not here, so from the Hugging Face hub), big, msmarco" in capsys.readouterr().out
 
 
 KILLED = """
@@ -214,7 +214,7 @@ def test_a_killed_run_tells_its_phase_to_stop_once(tmp_path):
 
 def test_all_phases_or_those_from_one(started, monkeypatch):
     run(monkeypatch, "my.yaml")
-    assert started == [*((section,) for section in SECTIONS), ("checkpoints/ModernBERT-small-v2", False)]
+    assert started == [*((section,) for section in SECTIONS), ("checkpoints/ModernBERT-small-v2", None)]
     started.clear()
     with pytest.raises(UserError, match=r"--train_file data/corpus: no such folder; .* phase 1 makes it: python "):
         run(monkeypatch, "my.yaml", "--from", "create_distil_dataset")
@@ -224,7 +224,7 @@ def test_all_phases_or_those_from_one(started, monkeypatch):
     assert started == [
         ("create_distil_dataset", "--overwrite"),
         ("distil_train", "--overwrite"),
-        ("checkpoints/ModernBERT-small-v2", False),
+        ("checkpoints/ModernBERT-small-v2", None),
     ]
 
 

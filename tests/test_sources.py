@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modernbert_small.corpus.sources import DOCUMENT, QUERY, open_sources, recognise, source_locations
+from modernbert_small.run.columns import find_columns
 from modernbert_small.run.errors import UserError
 
 ROWS = {"query": ["who?", "where?"], "positive": ["she", "here"], "negative": ["he", "there"]}
@@ -194,6 +195,31 @@ def test_of_a_folder_what_holds_no_text_is_left_out_unless_that_is_refused(tmp_p
     assert "settings.json: no column 'url'; found words" in caplog.text
     with pytest.raises(UserError, match=r"settings.json: found columns words"):
         open_sources(source_locations([f"own={tmp_path}"]), is_strict=True)
+
+
+def test_a_row_may_lack_negatives_but_not_its_answer(tmp_path):
+    rows = [{"query": "q", "positive": [], "negative": ["n"]}, {"query": "r", "positive": ["p"], "negative": []}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (source,) = open_sources(source_locations([f"own={tmp_path / 'own.jsonl'}"]))
+    assert list(source.rows(None, 0)) == [[(QUERY, "r"), (DOCUMENT, "p")]]
+    assert source.skipped.first.endswith("row 1, column 'positive': an empty list; expected a text")
+
+
+def test_a_mapping_that_a_recipe_cut_at_its_comma_is_named():
+    with pytest.raises(UserError, match="'positive=a': looks like a part of the mapping before it; in a recipe put"):
+        source_locations(["faq=faq.csv:query=q", "positive=a"])
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"), [("Queries", "query"), ("bodies", "text"), ("answers", "positive"), ("passages", "positive")]
+)
+def test_columns_are_known_in_the_plural(column, kind):
+    assert find_columns([column], "own", {})[kind] == [column]
+
+
+def test_a_byte_order_mark_is_no_text_whatever_encoding_is_named(tmp_path):
+    (tmp_path / "own.csv").write_text("text\nwörd\n", encoding="utf-8-sig")
+    assert read(f"own={tmp_path / 'own.csv'}:encoding=utf-8") == [[(DOCUMENT, "wörd")]]
 
 
 def test_a_mapping_names_columns_and_encoding(tmp_path):

@@ -159,3 +159,23 @@ def test_a_run_that_waits_for_another_one_says_for_whom(tmp_path, monkeypatch, c
     (said,) = caplog.messages
     assert said.startswith(f"waiting for another run, which holds {tmp_path / 'store.lock'}: process {os.getpid()} on ")
     assert made == [None], "it went on waiting, and found what the other one made"
+
+
+def test_a_damaged_part_of_a_shared_tokenisation_is_not_joined(tokenizer, tmp_path, monkeypatch):
+    """Two processes were killed before the parts were joined, and the run goes on in one process."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(2):
+        table = pa.table({"text": [f"{number} {sentence}" for sentence in SENTENCES]})
+        pq.write_table(table, data / f"train-0000{number}-of-00002.parquet")
+    monkeypatch.setattr(tokens, "world_size", lambda: 2)
+    monkeypatch.setattr(tokens, "dealt", range)
+    tokens.tokenize_shares(data, "train", "text", tokenizer, 64)
+    parts = [path for path in (tmp_path / "data.tokens").iterdir() if path.is_dir()]
+    assert len(parts) == 2
+    spoil(parts[0] / "tokens.npy", "zero")
+    store = tokenize_split(data, "train", "text", tokenizer, 64)
+    ids, _ = store.gather(np.arange(len(store)))
+    expected = [text for file in split_files(data, "train") for text in pq.read_table(file)["text"].to_pylist()]
+    assert ids.tolist() == [token for text in expected for token in tokenizer(text)["input_ids"]]
+    assert not any(part.exists() for part in parts)

@@ -33,6 +33,7 @@ from modernbert_small.corpus.decontaminate import Contamination
 from modernbert_small.corpus.tally import Tally
 from modernbert_small.run.content import content_hash
 from modernbert_small.run.durable import publish
+from modernbert_small.run.errors import UserError
 from modernbert_small.run.processes import dealt, from_first, gathered
 from modernbert_small.run.records import write_json
 from modernbert_small.run.shards import RowStream
@@ -71,7 +72,12 @@ class SpilledCorpus:
             for order, source in enumerate(counts)
             for path in sorted((folder / source).glob("*/*.arrow"))
         ]
-        rows, size = (sum(count[what] for count in counts.values()) for what in ("spilled", "bytes"))
+        rows, size, files = (sum(count[what] for count in counts.values()) for what in ("spilled", "bytes", "files"))
+        if len(self._files) != files:
+            raise UserError(
+                f"{folder}: {len(self._files)} files of texts are seen here, but {files} were written; the file system "
+                "shows new files late, or others were put there: run the same command again"
+            )
         self._buckets = 1 << spill.BUCKET_BITS
         while size > self._buckets * _BUCKET_BYTES or rows > self._buckets * _ROWS_PER_SHARD:
             self._buckets *= 2
@@ -91,7 +97,7 @@ class SpilledCorpus:
         edges = [first + (self._buckets - first) * index // self._shards for index in range(self._shards + 1)]
         made: dict[int, Tally] = {}
         for index in dealt(self._shards):
-            part = _Range(edges[index], edges[index + 1], 0 if index else skip)
+            part = _Range(edges[index], edges[index + 1], skip if edges[index] == first else 0)
             made[index] = self._write_train(folder / names[index], part)
         for others in gathered(made):
             made |= others
@@ -152,9 +158,9 @@ class SpilledCorpus:
             tables.append(_without_repeats(table, tally.duplicates))
         if not tables:
             return SCHEMA.empty_table()
-        table = _deduplicated(pa.concat_tables(tables), tally.duplicates)
+        table = _first_of_equals(pa.concat_tables(tables), tally.duplicates).select(SCHEMA.names).cast(SCHEMA)
         if self._contamination is not None:
-            (table,) = self._contamination.drop([table], tally.contaminated)
+            table = self._contamination.drop(table, tally.contaminated)
         return table
 
 
@@ -168,11 +174,6 @@ def _without_repeats(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
     if len(np.unique(hashes)) == len(hashes):
         return table
     return _first_of_equals(table, duplicates)
-
-
-def _deduplicated(table: pa.Table, duplicates: Counter[str]) -> pa.Table:
-    """The rows of one bucket as the corpus has them: sorted by hash, the first of equal texts alone."""
-    return _first_of_equals(table, duplicates).select(SCHEMA.names).cast(SCHEMA)
 
 
 def _first_of_equals(table: pa.Table, duplicates: Counter[str]) -> pa.Table:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from modernbert_small.evaluation.sets import PairSet, RetrievalSet
@@ -55,12 +56,11 @@ class Contamination:
                 return True
         return False
 
-    def drop(self, tables: Iterable[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
-        """Tables of `text` and `source` without contaminated rows, which are counted by source."""
-        for table in tables:
-            bad = np.array([self.found_in(text) for text in table["text"].to_pylist()], bool)
-            counts.update(table["source"].filter(pa.array(bad)).to_pylist())
-            yield table.filter(pa.array(~bad)) if bad.any() else table
+    def drop(self, table: pa.Table, counts: Counter[str]) -> pa.Table:
+        """A table of `text` and `source` without contaminated rows, which are counted by source."""
+        bad = pa.array([self.found_in(text) for text in table["text"].to_pylist()], pa.bool_())
+        counts.update(table["source"].filter(bad).to_pylist())
+        return table.filter(pc.invert(bad))
 
 
 def _runs(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -11,7 +11,7 @@ from modernbert_small.run.errors import UserError
 
 # Assumptions: enough queries to tell models apart, and few enough documents to embed within minutes.
 QUERIES, DOCUMENTS = 500, 10_000
-_PAIRS_PER_QUERY = 10  # of a small corpus most pairs must stay for training
+_QUERIES_PER_DRAWN = 10  # of a small corpus most queries must stay for training
 
 
 def hold_out(sources: Iterable[Source], max_rows: int | None, seed: int) -> Parts:
@@ -26,29 +26,28 @@ def hold_out(sources: Iterable[Source], max_rows: int | None, seed: int) -> Part
         seed: as for the corpus.
 
     Returns:
-        Up to 500 queries, at most a tenth of the pairs, and up to 10,000 documents, theirs among them.
+        Up to 500 queries, at most a tenth of all, and up to 10,000 documents, theirs among them.
 
     Raises:
-        UserError: there are too few pairs.
+        UserError: there are too few queries with a document.
     """
     answers: dict[str, dict[str, None]] = {}  # of a query; dictionaries for their order
     documents: dict[str, None] = {}
-    pairs = 0
+    enough = QUERIES * _QUERIES_PER_DRAWN  # with so many, the number that is drawn no longer depends on theirs
     for source in sources:
         for query, document in _pairs(source, max_rows, seed) if source.has_pairs else ():
-            pairs += 1
             answers.setdefault(query, {})[document] = None
             documents[document] = None
-            if len(answers) > 2 * QUERIES:
-                answers = {kept: answers[kept] for kept in _first(answers, QUERIES, seed)}
+            if len(answers) > 2 * enough:
+                answers = {kept: answers[kept] for kept in _first(answers, enough, seed)}
             if len(documents) > 2 * DOCUMENTS:
                 documents = dict.fromkeys(_first(documents, DOCUMENTS, seed))
-    if pairs < _PAIRS_PER_QUERY:
+    if len(answers) < _QUERIES_PER_DRAWN:
         raise UserError(
-            f"--eval_datasets {HELDOUT}: the sources have {pairs} pairs of a query and a document, expected at least "
-            f"{_PAIRS_PER_QUERY}; name another evaluation set"
+            f"--eval_datasets {HELDOUT}: the sources have {len(answers)} different queries with a document, expected "
+            f"at least {_QUERIES_PER_DRAWN}; name another evaluation set"
         )
-    queries = _first(answers, min(QUERIES, pairs // _PAIRS_PER_QUERY), seed)
+    queries = _first(answers, min(QUERIES, len(answers) // _QUERIES_PER_DRAWN), seed)
     relevant = dict.fromkeys(document for query in queries for document in answers[query])
     found = [*relevant, *_first(documents.keys() - relevant.keys(), max(0, DOCUMENTS - len(relevant)), seed)]
     ids = {document: f"d{number}" for number, document in enumerate(found)}

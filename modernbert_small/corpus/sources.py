@@ -176,11 +176,16 @@ def source_locations(specs: Sequence[str]) -> dict[str, str | None]:
         specs: `name`, or `name=<local path or hub id>`, which a mapping may follow.
 
     Raises:
-        UserError: an unknown or repeated name.
+        UserError: an unknown or repeated name, or a mapping that was cut at its comma.
     """
     locations: dict[str, str | None] = {}
     for spec in specs:
         name, _, given = spec.partition("=")
+        if name in NAMES and locations:
+            raise UserError(
+                f"--sources {spec!r}: looks like a part of the mapping before it; in a recipe put quotes around a "
+                "source with its mapping, as in 'faq=faq.csv:query=question,positive=answer'"
+            )
         if not _NAME.fullmatch(name) or spec.endswith("="):
             raise UserError(f"--sources {spec!r}: expected NAME or NAME=PATH_OR_HUB_ID, names of letters and digits")
         if name in locations:
@@ -331,6 +336,9 @@ def _rows(
                 continue
             row = dict(zip(wanted, values, strict=True))
             try:
+                # A row may lack negatives, but not its text, or its query and the answer.
+                if empty := [columns[-1] for columns, _ in fields[:2] if row[columns[-1]] == []]:
+                    raise _NoTextError(f"column {empty[0]!r}: an empty list; expected a text")
                 yield [(kind, text) for columns, kind in fields for text in _texts(row, columns)]
             except _NoTextError as error:
                 skipped.note(f"{where}: row {number}, {error}")

@@ -39,7 +39,7 @@ _BATCH_ROWS = 20_000
 _BATCH_CHARACTERS = 4_000_000
 _ROWS_PER_MESSAGE = 100_000
 _COUNTS = "counts.json"
-_COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled", "bytes", "skipped")
+_COUNTED = ("rows", "texts", "empty", "too_short", "split_texts", "chunks", "spilled", "bytes", "files", "skipped")
 
 
 def spill_sources(
@@ -106,7 +106,7 @@ def _spill_unit(source: Source, unit: Unit, folder: Path, chunker: Chunker, seed
             pending, files = [], files + 1
     if pending:
         _write_buckets(folder / f"{files:05d}.arrow", pending)
-    counts["skipped"] = source.skipped.count
+    counts["files"], counts["skipped"] = files + bool(pending), source.skipped.count
     described = {**counts, "first_skipped": source.skipped.first}
     write_json(folder / _COUNTS, described)
     sync_tree(folder)

@@ -33,28 +33,35 @@ logger = logging.getLogger(__name__)
 _SAMPLE_ROWS_PER_DIMENSION = 10
 
 
-def align(student: SentenceTransformer, dataset: DistillationDataset, tokens_per_batch: int) -> dict[str, float]:
+def align(
+    student: SentenceTransformer,
+    dataset: DistillationDataset,
+    heldout: DistillationDataset,
+    tokens_per_batch: int,
+) -> dict[str, float]:
     """Turn a student to the axes of its labels, unless it is nearer to them as it is.
 
     Args:
         student: ModernBERT, pooling, Normalize; modified.
         dataset: texts and labels (N, D). The sample is its first 10 * D rows, which are in random order.
+        heldout: other texts and labels, on which both are measured: of few rows a rotation fits its own too well.
         tokens_per_batch: of the student's forward passes.
 
     Returns:
-        The mean cosine to the sample's labels, `before` and `after` the rotation.
+        The mean cosine to the held-out labels, `before` and `after` the rotation.
     """
-    labels = _sample_labels(dataset)
     encoder = student[0].auto_model
     # `rotate` sets this weight to 1, so the rotation is sought without it. Pooling is linear: the vectors with the
     # weight are those without it, times the weight, and the rotated ones need no further pass either.
     weight = encoder.final_norm.weight.detach().float().cpu().clone()
     encoder.final_norm.weight.data.fill_(1)
-    vectors = _embed(student, dataset, len(labels), tokens_per_batch)
-    Q = best_rotation(vectors, labels)
+    labels = _sample_labels(dataset)
+    Q = best_rotation(_embed(student, dataset, len(labels), tokens_per_batch), labels)
+    labels = _sample_labels(heldout)
+    vectors = _embed(student, heldout, len(labels), tokens_per_batch)
     cosines = {"before": _mean_cosine(vectors * weight, labels), "after": _mean_cosine(vectors @ Q.T.float(), labels)}
     logger.info(
-        "cosine to the labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better one",
+        "cosine to the held-out labels %(before).3f, turned to the teacher's axes %(after).3f; starts from the better",
         cosines,
     )
     if cosines["after"] > cosines["before"]:

@@ -99,11 +99,10 @@ def tokenize_split(
     files = split_files(data, split)
     encoder = text_tokenizer(tokenizer, max_seq_length)
     folder = _store_folder(data, split, files, column, encoder)
-    parts: list[Path] = []
+    parts = [_store_folder(data, split, [file], column, encoder) for file in files] if len(files) > 1 else []
     with made_once(folder) as partial:
         if partial is not None:
-            parts = [_store_folder(data, split, [file], column, encoder) for file in files] if len(files) > 1 else []
-            if parts and all(part.exists() for part in parts):
+            if parts and not any(map(damage, parts)):
                 _join_stores(partial, parts)
             else:
                 _write_store(partial, f"tokenising {split}", files, column, encoder)

@@ -24,10 +24,12 @@ from modernbert_small.run.errors import UserError
 from modernbert_small.run.places import (
     OutputLock,
     bring_back,
+    complete_move,
     output_folder,
     own_entries,
     publish_folder,
     remove_artefact,
+    reopen,
     require_apart,
     set_aside,
     training_folder,
@@ -126,7 +128,7 @@ class Run:
         if self.damaged:
             logger.info("making again in %s: %s", self.output_dir, ", ".join(self.damaged))
             remove_artefact(self.folder)
-            self.output_dir.rename(self.folder)
+            reopen(self.output_dir, self.folder)
             bring_back(self.output_dir, self.folder)
             for name in self.damaged:
                 (self.folder / name).unlink(missing_ok=True)
@@ -234,6 +236,7 @@ def begin(
     require_apart(final, inputs, flag)
     if rank() == 0:
         OutputLock(final).check(flag)
+        complete_move(final)
     record = from_first(lambda: _new_record(phase, settings, inputs))  # one process reads all inputs for their hashes
     seen = _times(final, working_folder(final))
     try:

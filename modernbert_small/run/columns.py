@@ -97,5 +97,9 @@ def find_columns(columns: Sequence[str], where: str, mapping: Mapping[str, str])
         raise UnusableError(f"{where}: no column {absent[0]!r}; found {listed(columns)}")
     if mapping:
         return {name: [mapping[name]] if name in mapping else [] for name in NAMES}
-    plain = {column.strip().lower().removesuffix("s"): column for column in reversed(columns)}
+    plain = {_singular(column.strip().lower()): column for column in reversed(columns)}
     return {name: [plain[known] for known in names if known in plain] for name, names in NAMES.items()}
+
+
+def _singular(name: str) -> str:
+    return name[:-3] + "y" if name.endswith("ies") else name.removesuffix("s")

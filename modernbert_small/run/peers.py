@@ -18,7 +18,7 @@ from typing import Any
 
 # Of silence, between two tests, and how many fail: a lost machine is noticed after 10 + 5 * 5 seconds.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5}
-_SECONDS_TO_CONNECT = 60
+_SECONDS_TO_CONNECT, _SECONDS_TO_SPEAK = 60, 5
 _TOKEN_BYTES, _FAREWELL = 16, b"."
 
 _connections: list[socket.socket] = []
@@ -41,9 +41,15 @@ def watch(rank: int, world_size: int, tell_all: Callable[[list[Any]], None]) -> 
             tell_all([server.getsockname()[1], token])
             while len(_connections) < world_size - 1:
                 connection = server.accept()[0]
-                connection.settimeout(_SECONDS_TO_CONNECT)
-                if hmac.compare_digest(connection.recv(_TOKEN_BYTES, socket.MSG_WAITALL), token):
-                    _connections.append(connection)  # and not somebody else's who tries ports
+                connection.settimeout(_SECONDS_TO_SPEAK)
+                try:
+                    said = connection.recv(_TOKEN_BYTES)
+                except OSError:
+                    said = b""
+                if hmac.compare_digest(said, token):
+                    _connections.append(connection)
+                else:
+                    connection.close()  # somebody else's who tries ports
     else:
         told: list[Any] = [None, None]
         tell_all(told)

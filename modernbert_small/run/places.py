@@ -19,7 +19,7 @@ from filelock import SoftFileLock, Timeout
 
 from modernbert_small.run.durable import sync_file, sync_folder, sync_tree
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.records import RUN_FILE, temporary_files
+from modernbert_small.run.records import RUN_FILE, read_run, temporary_files
 
 _PARTIAL, _LOCK, _TRAINING = ".partial", ".lock", ".training"
 _NOT_OURS_BUT_EMPTY = {_PARTIAL, _LOCK, _TRAINING, "lost+found"}  # what an unused mount point may hold
@@ -246,14 +246,42 @@ def _are_of_one_run(beside: Path, folder: Path) -> bool:
 
 
 def _move_up(folder: Path, final: Path) -> None:
-    """Replace a mount point's files by those of a folder inside it; run.json, which marks it whole, comes last."""
-    (final / RUN_FILE).unlink(missing_ok=True)
-    for path in own_entries(final):
+    """Replace a mount point's files by those of a folder inside it.
+
+    The old run.json is removed last and the new one is moved last. So files without a run.json are new, and
+    `complete_move` can go on after a kill.
+    """
+    for path in sorted(own_entries(final), key=_is_record):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN_FILE):
+    for path in sorted(folder.iterdir(), key=_is_record):
         path.rename(final / path.name)
     folder.rmdir()
     sync_folder(final)
+
+
+def _is_record(path: Path) -> bool:
+    return path.name == RUN_FILE
+
+
+def complete_move(final: Path) -> None:
+    """Go on with a move of a finished folder's files up to its mount point, which a kill has broken off."""
+    folder = working_folder(final)
+    if folder.parent != final or (final / RUN_FILE).exists() or not (folder / RUN_FILE).exists():
+        return
+    if "outputs" in read_run(folder):  # else it is not finished
+        for path in sorted(folder.iterdir(), key=_is_record):
+            path.rename(final / path.name)
+        folder.rmdir()
+
+
+def reopen(final: Path, folder: Path) -> None:
+    """Make a finished folder, or what a mount point holds, the folder to write in."""
+    if folder.parent != final:
+        final.rename(folder)
+        return
+    folder.mkdir()
+    for path in sorted(own_entries(final), key=_is_record, reverse=True):  # as `complete_move` expects after a kill
+        path.rename(folder / path.name)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -262,11 +262,11 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
         beginning = stream.peek(3)
         if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             encoding = "utf-16"
+        if beginning.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
         if encoding is not None:
             yield from io.TextIOWrapper(stream, encoding, newline="")
             return
-        if beginning.startswith(codecs.BOM_UTF8):
-            stream.read(len(codecs.BOM_UTF8))
         detected = ""
         for line in stream:
             try:

@@ -26,7 +26,8 @@ from modernbert_small.run.tables import printable
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or of the installed packages
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_LOST = "another process of this run has ended; what was saved is kept; go on with"
+_LOST = "another process of this run has ended"
+_KEPT = "what was saved is kept; go on with"
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -58,7 +59,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGINT, raise_stop)
     end_with_parent()
     if world_size() > 1:
-        peers.last_words = f"error: {_LOST}: {_command()}"
+        peers.last_words = f"error: {_LOST}; {_KEPT}: {_command()}"
         end_soon_after_sigterm(peers.last_words)
     status = 0
     try:
@@ -186,5 +187,5 @@ def _remedy(error: Exception) -> str | None:
             "--gradient_accumulation_steps of phases 3 and 5 for the same steps; with --overwrite, run again"
         )
     if is_lost_process(error):
-        return _LOST
+        return f"{_LOST} or cannot be reached ({text}); {_KEPT}"
     return None

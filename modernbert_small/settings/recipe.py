@@ -50,7 +50,7 @@ def read_recipe(recipe: Path) -> dict[str, dict[str, Any]]:
         with recipe.open(encoding="utf-8") as stream:
             sections = yaml.load(stream, _RecipeLoader) or {}
     except OSError as error:
-        raise UserError(f"{recipe}: {error.strerror}; expected a recipe") from error
+        raise UserError(f"{recipe}: {error.strerror}; expected {RECIPE_HELP}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict):

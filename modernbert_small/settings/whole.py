@@ -69,7 +69,7 @@ def leaves_out_phase_3(recipe: Recipe) -> bool:
 
 
 def missing_paths(whole: Recipe, sections: Sequence[str]) -> list[str]:
-    """What phases read that is no name on the hub by its look, and is not there.
+    """What phases read that is no name on the hub by its look, and is not there. Data sets there are OWNER/NAME.
 
     Args:
         whole: settings by section.
@@ -80,7 +80,7 @@ def missing_paths(whole: Recipe, sections: Sequence[str]) -> list[str]:
         for section in sections
         for key in _READ
         for given in _items(whole[section].get(key))
-        if (path := location(key, given)) and _LOCAL.fullmatch(path)
+        if (path := location(key, given)) and (_LOCAL.fullmatch(path) or (key == "sources" and "/" not in path))
         if not Path(path).exists() and not is_written(whole, path)
     ]
 
