@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from modernbert_small.settings.recipe import read_recipe
 from modernbert_small.settings.whole import full_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,10 +33,7 @@ def test_links_lead_somewhere(document):
             assert target.startswith("https://") or (file.parent / target).exists(), f"{file.name}: {target}"
 
 
-def test_own_data_without_a_gpu_has_the_sizes_of_the_cpu_recipe(tmp_path):
-    blocks = (ROOT / "docs/own-data.md").read_text(encoding="utf-8").split("```yaml\n")[1:]
-    own, sizes = (yaml.safe_load(block.split("```")[0]) for block in blocks)
-    cpu = read_recipe(ROOT / "recipes/cpu.yaml")
-    assert all(sizes[section].items() <= cpu[section].items() for section in sizes)
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump({section: own[section] | sizes[section] for section in own}))
-    assert full_recipe(tmp_path / "my.yaml")["distil_train"]["tokens_per_batch"] == 2048
+def test_own_datas_recipe_is_one(tmp_path):
+    (block,) = (ROOT / "docs/own-data.md").read_text(encoding="utf-8").split("```yaml\n")[1:]
+    (tmp_path / "my.yaml").write_text(block.split("```")[0])
+    assert full_recipe(tmp_path / "my.yaml")["distil_train"]["eval_datasets"] == ["heldout", "/data/my-searches"]

@@ -103,6 +103,12 @@ def test_the_work_is_what_torch_counts(models, costs):
     assert costs["create_distil_dataset"].flops == pytest.approx(forward * 9000 / LENGTH)
 
 
+def test_the_cpu_recipes_teacher_is_known_before_it_is_downloaded():
+    config, assumed = teacher_config("sentence-transformers/all-MiniLM-L6-v2")
+    assert assumed is None
+    assert count_parameters(config, False) == 22_713_216  # as its weights have, pooler included
+
+
 def test_the_default_recipe_without_the_hub(monkeypatch):
     def unreachable(flag, name):
         raise UserError("no hub")

@@ -91,7 +91,8 @@ def test_a_dry_run_says_what_each_phase_does_and_starts_none(started, monkeypatc
     run(monkeypatch, "my.yaml", "--dry_run")
     out = capsys.readouterr().out
     assert started == []
-    assert "some 38 texts with 1,000 tokens" in out  # 4,500 bytes, 26 tokens a text
+    assert "some 1,000 tokens of text" in out  # 4,500 bytes
+    assert "Note: 1,000 tokens of text are few, so expect a poor model; the demo has 630,000" in out
     for lines in (
         "create_dataset.py: to do\n    reads   own=own.txt, big, msmarco, hotpotqa\n    writes  data/corpus\n",
         "pre_train.py: goes on, but create_dataset makes again what it read; if that comes out different, the run",

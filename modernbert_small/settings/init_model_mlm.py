@@ -18,7 +18,10 @@ class InitModelArguments:
     hidden_size: int = field(default=384, metadata={"help": "width of the student"})
     num_hidden_layers: int = field(default=12, metadata={"help": "layers of the student"})
     num_attention_heads: int = field(
-        default=6, metadata={"help": "heads of the student; hidden_size / heads must equal the teacher's head_dim"}
+        default=6,
+        metadata={
+            "help": "heads of the student; hidden_size / heads must be the teacher's head_dim with guide and all_layers"
+        },
     )
     intermediate_size: int = field(
         default=768, metadata={"help": "GeGLU neurons of each layer; the defaults make 37 M parameters in all"}
