@@ -75,13 +75,17 @@ def missing_paths(whole: Recipe, sections: Sequence[str]) -> list[str]:
         whole: settings by section.
         sections: the phases that will run. What one of `whole` writes need not be there yet.
     """
+    named_by: dict[tuple[str, str], list[str]] = {}
+    for section in sections:
+        for key in _READ:
+            for given in _items(whole[section].get(key)):
+                path = location(key, given)
+                is_local = path and (_LOCAL.fullmatch(path) or (key == "sources" and "/" not in path))
+                if is_local and not Path(path).exists() and not is_written(whole, path):
+                    named_by.setdefault((given, path), []).append(f"{section}: {key}")
     return [
-        f"{section}: {key} {given}: no such file or folder; looked at {Path(path).absolute()}; check the path"
-        for section in sections
-        for key in _READ
-        for given in _items(whole[section].get(key))
-        if (path := location(key, given)) and (_LOCAL.fullmatch(path) or (key == "sources" and "/" not in path))
-        if not Path(path).exists() and not is_written(whole, path)
+        f"{', '.join(places)} {given}: no such file or folder; looked at {Path(path).absolute()}; check the path"
+        for (given, path), places in named_by.items()
     ]
 
 
