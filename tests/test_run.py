@@ -136,7 +136,7 @@ def test_a_finished_phase_of_other_settings_is_said_with_what_will_happen(starte
         (
             "path: big",
             "path: ./bgi",
-            "create_dataset: tokenizer_name_or_path, init_model_mlm: teacher_name_or_path ./bgi: no such file or folder",
+            "create_dataset: tokenizer_name_or_path, init_model_mlm: teacher_name_or_path ./bgi: no such file",
         ),
         (
             "path: teacher",
