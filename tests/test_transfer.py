@@ -157,6 +157,15 @@ def test_an_embedding_model_in_the_subspace_keeps_its_cosines(pooling):
         assert torch.equal(value, head[name])
 
 
+def test_an_embedding_model_that_hides_its_stream_is_refused():
+    """As one does that began as a static model: two axes with most of the stream's length have no weight."""
+    teacher, _ = in_a_subspace()
+    with torch.no_grad():
+        teacher.model.final_norm.weight[: len(teacher.model.final_norm.weight) * 3 // 4] = 0.001
+    with pytest.raises(ValueError, match=r"final norm hides \d+% of its stream, as in models that .* use init: random"):
+        transfer_all_layers(model(12, heads=3, seed=1), teacher.model, batches(), "mean")
+
+
 def test_pooled_moments_are_those_of_the_rows_embeddings():
     teacher, sample = model(24, heads=6), batches(2)
     for pooling in ("cls", "mean"):

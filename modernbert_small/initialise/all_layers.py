@@ -50,6 +50,9 @@ _RIDGE = 1e-3
 # of the linear part.
 _LINEAR_SCALE = 0.05
 
+# Of the final norm's mean weight: an axis with less is hidden.
+_HIDING_WEIGHT = 0.1
+
 # Weight of the pooled vectors' second moments in the basis, relative to those of the stream in all layers.
 _POOLED_WEIGHT = 1.0
 
@@ -81,7 +84,8 @@ def transfer_all_layers(
         teacher that were kept.
 
     Raises:
-        ValueError: the sizes do not fit, or the teacher computes values that are not finite.
+        ValueError: the sizes do not fit, the teacher computes values that are not finite, or an embedding model's final
+            norm hides most of its stream.
     """
     S, T = student.config, teacher.config
     require_same_head_dim(S, T)
@@ -90,6 +94,8 @@ def transfer_all_layers(
     sample = [unmasked(batch) for batch in batches] if pooling else batches
     moments = TeacherMoments(encoder, pooling)
     moments.add(sample[::2])  # moments need fewer tokens than regressions do
+    if pooling and S.hidden_size < T.hidden_size:
+        _require_shown(moments.stream[-1].diagonal(), encoder.final_norm.weight)
     P = stream_basis(moments.all(), S.hidden_size)
     selection = select_by_output(teacher, moments, kept, P, S.num_attention_heads, S.intermediate_size)
     cut(student, teacher, kept, P, selection)
@@ -101,6 +107,28 @@ def transfer_all_layers(
             states_S, states_T = (_final_states(model.base_model, batches) for model in (student, head_teacher))
         fit_head(student, head_teacher, batches, states_S, states_T)
     return P, kept
+
+
+def _require_shown(energy: Tensor, weight: Tensor) -> None:
+    """Refuse a teacher whose vectors leave out most of its last stream, which the student's would show.
+
+    The student's axes are other ones, so its final norm has no weights that hide the same. A masked language model's
+    head is fitted to what the student shows, but an embedding model has none.
+
+    Args:
+        energy: (D_T,) of LN(h) on each axis, after the last layer.
+        weight: (D_T,) of the final norm.
+
+    Raises:
+        ValueError: axes with less than a tenth of the mean weight hold half of the energy or more.
+    """
+    hidden = weight.abs().double().cpu() < _HIDING_WEIGHT * weight.abs().mean().item()
+    share = float(energy[hidden].sum() / energy.sum())
+    if share >= 0.5:
+        raise ValueError(
+            f"the teacher's final norm hides {share:.0%} of its stream, as in models that were started with --start "
+            "static; use init: random here and start: static in phase 5"
+        )
 
 
 def unmasked(batch: Mapping[str, Any]) -> dict[str, Any]:
