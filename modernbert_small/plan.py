@@ -16,7 +16,7 @@ import math
 from modernbert_small.run.errors import UserError
 from modernbert_small.run.script import check_early, recipe_path, run_script
 from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
-from modernbert_small.settings.whole import Recipe, full_recipe
+from modernbert_small.settings.whole import Recipe, full_recipe, leaves_out_phase_3
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -294,6 +294,8 @@ def plan(recipe: Recipe, rows: int, tokens: int, lengths: NDArray[np.int64]) -> 
             **_of_training(distil, rows, tokens),
         ),
     ]
+    if leaves_out_phase_3(recipe):
+        costs[2] = PhaseCost("pre_train", "left out", 0, 0, 0.0)
     assumed = dict.fromkeys([assumed_of_large, assumed_of_teacher])  # once if both are the same
     return costs, [text for text in assumed if text is not None]
 

@@ -260,7 +260,7 @@ def test_the_kept_records_have_the_names_of_a_real_run(finished, folder):
 def test_the_command_for_all_phases_ends_with_the_table_and_the_report(finished, monkeypatch, capsys):
     folder, results = finished
     monkeypatch.chdir(folder)
-    pipeline.finish("checkpoints/model", show_table=True)
+    pipeline.finish("checkpoints/model", pipeline.finished_record("checkpoints/model"))
     table, after = capsys.readouterr().out.split("\nThe report is ")
     assert table.strip() in results[-1].stdout
     assert after.startswith("checkpoints/model/report.html.")
