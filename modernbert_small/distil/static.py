@@ -73,10 +73,10 @@ def start_static(
             "start: static needs a student with its teacher's tokenizer, found another one; make the student with "
             "phase 4's teacher as --teacher_name_or_path of phase 2"
         )
-    rows = teacher[0].auto_model.get_input_embeddings().num_embeddings
-    if rows < encoder.config.vocab_size:
+    known = teacher[0].auto_model.get_input_embeddings().num_embeddings
+    if known < encoder.config.vocab_size:
         raise UserError(
-            f"start: static: the teacher embeds {rows} tokens and the student {encoder.config.vocab_size}; make the "
+            f"start: static: the teacher embeds {known} tokens and the student {encoder.config.vocab_size}; make the "
             "student with phase 4's teacher as --teacher_name_or_path of phase 2"
         )
     cosines = {"before": cosine_to_labels(student, heldout, tokens_per_batch)}

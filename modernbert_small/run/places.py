@@ -253,6 +253,11 @@ def _move_up(folder: Path, final: Path) -> None:
     """
     for path in sorted(own_entries(final), key=_is_record):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _move_entries(folder, final)
+
+
+def _move_entries(folder: Path, final: Path) -> None:
+    """Move all that a folder holds to a mount point, run.json last, and remove the folder."""
     for path in sorted(folder.iterdir(), key=_is_record):
         path.rename(final / path.name)
     folder.rmdir()
@@ -269,9 +274,7 @@ def complete_move(final: Path) -> None:
     if folder.parent != final or (final / RUN_FILE).exists() or not (folder / RUN_FILE).exists():
         return
     if "outputs" in read_run(folder):  # else it is not finished
-        for path in sorted(folder.iterdir(), key=_is_record):
-            path.rename(final / path.name)
-        folder.rmdir()
+        _move_entries(folder, final)
 
 
 def reopen(final: Path, folder: Path) -> None:
