@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.script import check_early, run_script
+from modernbert_small.run.script import check_early, command_parser, run_script
 
 _TEACHERS = ("teacher", "teacher, projected")  # names in the tables, as in evaluation.systems
 
@@ -29,11 +29,7 @@ def parse_arguments() -> argparse.Namespace:
         UserError: the output is a folder, the output file's folder does not exist, or students have no name of their
             own.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m modernbert_small.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("student", nargs="+", help="model folders or hub ids")
     parser.add_argument("teacher", help="last: phase 4's reduced teacher, or any other model folder or hub id")
     parser.add_argument(

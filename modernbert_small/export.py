@@ -20,7 +20,7 @@ and NNCF.
 
 import argparse
 
-from modernbert_small.run.script import check_early, run_script
+from modernbert_small.run.script import check_early, command_parser, run_script
 
 # The packages that each format's extra installs, and the names of its graphs. transformers.js calls the second one q8.
 NEEDED = {
@@ -46,11 +46,7 @@ BATCH_SIZE = 32
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modernbert_small.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__)
     parser.add_argument("model", help="model folder or hub id")
     parser.add_argument("--format", required=True, choices=list(NEEDED), help="format to export to")
     parser.add_argument(

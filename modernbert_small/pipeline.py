@@ -25,7 +25,7 @@ from modernbert_small.run.errors import Terminated, UserError
 from modernbert_small.run.places import output_folder, working_folder
 from modernbert_small.run.processes import PARENT_PIPE
 from modernbert_small.run.records import RUN_FILE, read_run
-from modernbert_small.run.script import ROOT, shown_path
+from modernbert_small.run.script import ROOT, command_parser, shown_path
 from modernbert_small.settings.create_dataset import HELDOUT
 from modernbert_small.settings.parse import require_inputs
 from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
@@ -236,11 +236,7 @@ def finish(model: str, before: Mapping[str, Any] | None) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modernbert_small.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("run", __doc__)
     parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--from", choices=SECTIONS, default=next(iter(SECTIONS)), dest="first", help="the first phase")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="stop before the first phase")

@@ -14,7 +14,7 @@ import argparse
 import math
 
 from modernbert_small.run.errors import UserError
-from modernbert_small.run.script import check_early, recipe_path, run_script
+from modernbert_small.run.script import check_early, command_parser, recipe_path, run_script
 from modernbert_small.settings.recipe import RECIPE_HELP, find_recipe
 from modernbert_small.settings.whole import Recipe, full_recipe, leaves_out_phase_3
 
@@ -25,11 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         UserError: --rows is given without one --tokens, a number is below 1, or the recipe is wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m modernbert_small.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("plan", __doc__)
     parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--gpu", help='a GPU such as H100 or "RTX 4090"; by default this machine')
     parser.add_argument("--gpus", type=int, default=1, help="GPUs in each machine, as torchrun's --nproc_per_node")

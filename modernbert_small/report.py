@@ -11,16 +11,12 @@ out.
 
 import argparse
 
-from modernbert_small.run.script import check_early, run_script
+from modernbert_small.run.script import check_early, command_parser, run_script
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modernbert_small.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("report", __doc__)
     parser.add_argument("recipe_or_folder", help="a recipe, or the folder of a final model")
     return parser.parse_args()
 

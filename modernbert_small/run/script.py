@@ -155,6 +155,15 @@ def shown_path(path: Path) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m modernbert_small.<module>`, whose description is printed as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m modernbert_small.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def next_command(script: str, recipe: str | None = None) -> str:
     """The command that runs another script, by its path below `ROOT`, with a recipe or the one that this was given."""
     recipe = recipe or recipe_path(sys.argv[1:])
